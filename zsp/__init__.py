@@ -1,0 +1,36 @@
+"""zsp: Bayesian nets, declared in plain PyTorch, and inference for them.
+
+    model function --@meta_bayesian_net--> MetaBayesianNet --observe(x=...)--> BayesianNet --log_joint()--> Tensor
+"""
+
+from zsp import distributions
+from zsp.bayesian_net import BayesianNet, StochasticTensor
+from zsp.checks import NodeError, diagnose
+from zsp.execution import checked
+from zsp.inference import ELBO, History, elbo, fit, is_loglikelihood
+from zsp.meta_bayesian_net import MetaBayesianNet, meta_bayesian_net
+from zsp.registration import register_distribution
+from zsp.variables import ReusableFunction, module, parameter, reuse_variables
+
+__all__ = [
+    "ELBO",
+    "BayesianNet",
+    "History",
+    "MetaBayesianNet",
+    "NodeError",
+    "ReusableFunction",
+    "StochasticTensor",
+    "checked",
+    "diagnose",
+    "distributions",
+    "elbo",
+    "fit",
+    "is_loglikelihood",
+    "meta_bayesian_net",
+    "module",
+    "parameter",
+    "register_distribution",
+    "reuse_variables",
+]
+
+__version__ = "0.1.0.dev0"

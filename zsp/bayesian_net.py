@@ -1,0 +1,624 @@
+r"""A Bayesian net: named stochastic and deterministic nodes, in the order in which they were declared.
+
+.. math:: \log p(x_1, \dots, x_n) = \sum_i \log p(x_i \mid x_{\mathrm{parents}(i)})
+
+A net is one execution of a model. A node method returns a plain tensor, the observation where there is one and a draw
+otherwise; the net keeps the tensor, the distribution it follows and whether it is observed.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar, overload
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from zsp import checks
+from zsp.distributions import NodeMethods, NodeType
+from zsp.distributions.tensors import value_dtype
+from zsp.execution import FIRST, PLAIN, STRICT, can_read_values, current_execution, is_strict
+from zsp.tensor_like import TensorLike, to_tensor
+
+__all__ = ["BayesianNet", "StochasticTensor"]
+
+_LAST_AXES: tuple[tuple[int, ...], ...] = tuple(tuple(range(-n, 0)) for n in range(16))
+
+T = TypeVar("T")
+
+
+class Node:
+    """What a net keeps of a stochastic node."""
+
+    __slots__ = (
+        "arguments",
+        "dist",
+        "group_ndims",
+        "is_observed",
+        "is_reparameterized",
+        "log_prob",
+        "mask",
+        "n_samples",
+        "name",
+        "row",
+        "total_size",
+        "use_path_derivative",
+        "value",
+        "with_samples",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        dist: Distribution,
+        value: Any,
+        is_observed: bool,
+        is_reparameterized: bool,
+        use_path_derivative: bool,
+        n_samples: int | None,
+        with_samples: bool,
+        group_ndims: int,
+        total_size: int | None,
+        mask: Tensor | None,
+        row: NodeType | None,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] | None,
+    ) -> None:
+        self.name = name
+        self.dist = dist
+        self.value = value
+        self.is_observed = is_observed
+        self.is_reparameterized = is_reparameterized
+        self.use_path_derivative = use_path_derivative
+        self.n_samples = n_samples
+        self.with_samples = with_samples  # whether the value is known to carry the net's sample axes
+        self.group_ndims = group_ndims
+        self.total_size = total_size
+        self.mask = mask
+        self.row = row
+        self.arguments = arguments
+        self.log_prob: Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        """The distribution's name as the user wrote it."""
+        return self.row.name if self.row is not None else type(self.dist).__name__
+
+
+class StochasticTensor(TensorLike):
+    """A view of a stochastic node, made when it is asked for; torch functions and arithmetic take it like its tensor.
+
+    Attributes:
+        bn: the net.
+        name: the node's name.
+    """
+
+    def __init__(self, bn: BayesianNet, name: str) -> None:
+        self.bn = bn
+        self.name = name
+
+    @property
+    def _node(self) -> Node:
+        return self.bn._stochastic(self.name)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The node's value: the observation where it has one, a draw otherwise."""
+        value = self._node.value
+        if isinstance(value, Unavailable):
+            raise value.error()
+        return value
+
+    @property
+    def dist(self) -> Distribution:
+        """The distribution that the node follows, given its parents' values."""
+        return self._node.dist
+
+    @property
+    def shape(self) -> torch.Size:
+        """The value's shape: sample + batch + event."""
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The value's dtype."""
+        return self.tensor.dtype
+
+    @property
+    def cond_log_p(self) -> Tensor:
+        """Log probability of the value given its parents' values; see :meth:`BayesianNet.cond_log_prob`."""
+        return self.bn.cond_log_prob(self.name)
+
+    def is_observed(self) -> bool:
+        """Whether the value was given."""
+        return self._node.is_observed
+
+    def __repr__(self) -> str:
+        return f"StochasticTensor({_describe(self._node)})"
+
+
+class Unavailable:
+    """The value of an unobserved node that cannot be drawn; any use of it raises and says why."""
+
+    def __init__(self, name: str, kind: str, reason: str) -> None:
+        self._name, self._kind, self._reason = name, kind, reason
+
+    def error(self) -> NotImplementedError:
+        """The error that a use of the value raises."""
+        return NotImplementedError(
+            f"node {self._name!r} ({self._kind}) is not observed and has no draw, but its value is used. "
+            f"{self._reason} Observe it: observe({self._name}=...)."
+        )
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Unavailable)).error()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self.error()
+
+    def __repr__(self) -> str:
+        return f"<no value: {self._name!r} ({self._kind}) is not observed>"
+
+
+def _raise_unavailable(self: Unavailable, *args: Any) -> Any:
+    raise self.error()
+
+
+for _name in (
+    "add radd sub rsub mul rmul truediv rtruediv pow rpow matmul rmatmul neg abs getitem len iter float int bool array"
+).split():
+    setattr(Unavailable, f"__{_name}__", _raise_unavailable)
+del _name
+
+
+class _Nodes(Mapping[str, T], Generic[T]):
+    """A read-only view of a net's nodes by name, in order of declaration."""
+
+    def __init__(self, bn: BayesianNet) -> None:
+        self._bn = bn
+
+    def __getitem__(self, name: str) -> T:
+        return self._bn[name]  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bn._nodes)
+
+    def __len__(self) -> int:
+        return len(self._bn._nodes)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+class BayesianNet(NodeMethods):
+    r"""A directed graphical model with the values that one execution gave to its nodes.
+
+    Inside a function decorated with :func:`zsp.meta_bayesian_net` it receives the observations given to ``observe``;
+    anywhere else it has those given here, or none::
+
+        bn = zsp.BayesianNet({"y": y})
+        w = bn.normal("w", 0.0, std=1.0)
+        bn.normal("y", w * x, std=0.1, group_ndims=1)
+        bn.log_joint()
+
+    A net made outside a decorated function checks its nodes every time; a decorated one only at the first execution for
+    given shapes.
+
+    Args:
+        observed: node name -> value. A value may be a tensor, a number or an array.
+    """
+
+    def __init__(self, observed: Mapping[str, Any] | None = None) -> None:
+        self._nodes: dict[str, Node | Tensor] = {}
+        self._n_used = 0
+        self._custom_log_joint: Callable[[BayesianNet], Tensor] | None = None
+        self._rerun: Callable[[Mapping[str, Any]], BayesianNet] | None = None
+        execution = current_execution()
+        if execution is None:
+            self._owner = ""
+            self._execution = None
+            self._observed: Mapping[str, Any] = {} if observed is None else dict(observed)
+            self._checks = PLAIN if torch.compiler.is_compiling() else (STRICT if is_strict() else FIRST)
+            self._with_samples: frozenset[str] = frozenset()
+            self._excluded: frozenset[str] = frozenset()
+            self._sample_shape: tuple[int, ...] | None = None
+            self._index = -1
+            return
+        self._owner = execution.owner
+        self._checks = execution.checks
+        self._index = -1
+        receives = False
+        if observed is None:
+            self._index = execution.n_nets
+            execution.n_nets += 1
+            receives = self._index == execution.returned
+        if receives:
+            self._observed = execution.observed
+            self._with_samples = execution.with_samples
+            self._excluded = execution.excluded
+            self._sample_shape = execution.sample_shape
+        else:
+            self._observed = {} if observed is None else dict(observed)
+            self._with_samples = frozenset()
+            self._excluded = frozenset()
+            self._sample_shape = None
+        self._execution = execution if receives and execution.input_names else None
+
+    # -- declaring nodes ------------------------------------------------------------------------------------------
+
+    def stochastic(
+        self,
+        name: str,
+        dist: Distribution,
+        *,
+        n_samples: int | None = None,
+        group_ndims: int = 0,
+        is_reparameterized: bool = True,
+        use_path_derivative: bool = False,
+        total_size: int | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Declare a node that follows any ``torch.distributions`` or ``pyro.distributions`` object.
+
+        Args:
+            name: the node's name, unique in the net.
+            dist: the distribution.
+            n_samples: ``None`` adds no axis; k adds one leading sample axis of size k.
+            group_ndims: how many of the last batch axes are one event (their log probabilities are summed).
+            is_reparameterized: whether gradients flow through the draw, where the distribution allows it.
+            use_path_derivative: keep only the gradient's path through the draw (arXiv:1703.09194).
+            total_size: N, when the node holds n of N data: its term in ``log_joint`` is scaled by N / n.
+            mask: boolean, broadcastable to the batch shape; terms where it is False count zero.
+
+        Returns:
+            The node's value: the observation where one is given, a draw otherwise.
+
+        Raises:
+            TypeError: if ``dist`` is not a distribution.
+            ValueError: for whatever does not fit; the message says what.
+        """
+        if not isinstance(dist, Distribution):
+            raise TypeError(
+                f"bn.stochastic({name!r}, dist) needs a torch.distributions or pyro.distributions object as dist, "
+                f"but got {type(dist).__name__}."
+            )
+        return self._add(
+            None, name, dist, None, self._observed.get(name), n_samples, group_ndims, total_size, mask,
+            is_reparameterized and dist.has_rsample, use_path_derivative, None,
+        )  # fmt: skip
+
+    def _declare(
+        self,
+        row: NodeType,
+        name: str,
+        args: tuple[Any, ...],
+        parameters: dict[str, Any],
+        n_samples: int | None,
+        group_ndims: int,
+        total_size: int | None,
+        mask: Tensor | None,
+        is_reparameterized: bool = True,
+        use_path_derivative: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Declare a node of the table: what ``bn.normal(...)`` and its like call."""
+        value = self._observed.get(name)
+        has_tensor = False
+        for argument in args:
+            if isinstance(argument, Tensor):
+                has_tensor = True
+            elif isinstance(argument, TensorLike):
+                has_tensor, args = True, tuple(to_tensor(a) for a in args)
+        for key, argument in parameters.items():
+            if key not in row.arguments:
+                raise checks.unknown_argument(row, name, key)
+            if isinstance(argument, Tensor):
+                has_tensor = True
+            elif isinstance(argument, TensorLike):
+                has_tensor, parameters = True, {k: to_tensor(v) for k, v in parameters.items()}
+        if value is not None and not has_tensor and isinstance(value, (Tensor, TensorLike)):
+            args, parameters = _numbers_like(to_tensor(value), row, args, parameters)
+        if self._checks:
+            checks.check_parameters(row, name, args, parameters)
+        try:
+            dist = row.build(*args, **parameters)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise checks.cannot_build(row, name, args, parameters, error) from error
+        return self._add(
+            row, name, dist, (args, parameters), value, n_samples, group_ndims, total_size, mask,
+            is_reparameterized and dist.has_rsample, use_path_derivative, dtype,
+        )  # fmt: skip
+
+    def _add(
+        self,
+        row: NodeType | None,
+        name: str,
+        dist: Distribution,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] | None,
+        value: Any,
+        n_samples: int | None,
+        group_ndims: int,
+        total_size: int | None,
+        mask: Tensor | None,
+        is_reparameterized: bool,
+        use_path_derivative: bool,
+        dtype: torch.dtype | None,
+    ) -> Any:
+        if name in self._nodes:
+            raise checks.duplicate_name(self, name)
+        if self._checks:
+            checks.check_declaration(self, row, name, dist, n_samples, group_ndims, total_size, mask)
+        is_observed = value is not None
+        with_samples = n_samples is not None
+        if is_observed:
+            self._n_used += 1
+            value = self._given(row, name, dist, value, dtype)
+            if with_samples:
+                # a given value carries the declared axis if it is one axis longer than a draw without it
+                with_samples = value.dim() > len(dist.batch_shape) + len(dist.event_shape)
+            with_samples = with_samples or name in self._with_samples
+        else:
+            if n_samples is None:
+                sample_shape: tuple[int, ...] = ()
+            else:
+                sample_shape = (n_samples,) if self._sample_shape is None else self._sample_shape
+            try:
+                value = dist.rsample(sample_shape) if is_reparameterized else dist.sample(sample_shape)
+            except NotImplementedError as error:
+                value = Unavailable(name, row.name if row is not None else type(dist).__name__, str(error))
+            else:
+                if dtype is not None:
+                    value = value.to(dtype)
+        node = Node(
+            name, dist, value, is_observed, is_reparameterized, use_path_derivative, n_samples, with_samples,
+            group_ndims, total_size, mask, row, arguments,
+        )  # fmt: skip
+        self._nodes[name] = node
+        if self._checks and is_observed and can_read_values():
+            checks.check_support(node)
+        return value
+
+    def _given(self, row: NodeType | None, name: str, dist: Distribution, value: Any, dtype: torch.dtype | None) -> Any:
+        """The observation as a tensor of the node's dtype."""
+        wanted = dtype if dtype is not None else value_dtype(dist)
+        if not isinstance(value, Tensor):
+            value = checks.as_tensor(name, value, like=dist, dtype=wanted)
+        if self._checks:
+            checks.check_given(row, name, dist, value, wanted)
+        if wanted is not None and value.dtype != wanted:
+            value = value.to(wanted)
+        return value
+
+    def deterministic(self, name: str, tensor: Tensor) -> Tensor:
+        """Give a name to a function of other nodes, so that it can be read from the net.
+
+        Args:
+            name: the node's name, unique in the net.
+            tensor: its value.
+
+        Returns:
+            ``tensor``.
+        """
+        if name in self._nodes:
+            raise checks.duplicate_name(self, name)
+        if self._checks:
+            checks.check_deterministic(self, name, tensor)
+        self._nodes[name] = tensor = to_tensor(tensor)
+        return tensor
+
+    # -- reading the net ------------------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> Mapping[str, StochasticTensor | Tensor]:
+        """All nodes by name, in order of declaration: a :class:`StochasticTensor` or, if deterministic, a tensor."""
+        return _Nodes(self)
+
+    def __getitem__(self, name: str) -> StochasticTensor | Tensor:
+        node = self._nodes.get(name)
+        if node is None:
+            raise checks.unknown_node(self, name)
+        return StochasticTensor(self, name) if isinstance(node, Node) else node
+
+    @overload
+    def get(self, name_or_names: str) -> StochasticTensor | Tensor: ...
+    @overload
+    def get(self, name_or_names: list[str] | tuple[str, ...]) -> list[StochasticTensor | Tensor]: ...
+    def get(self, name_or_names: Any) -> Any:
+        """The node of that name, or the list of nodes for several names."""
+        return _each(self.__getitem__, name_or_names)
+
+    @overload
+    def cond_log_prob(self, name_or_names: str) -> Tensor: ...
+    @overload
+    def cond_log_prob(self, name_or_names: list[str] | tuple[str, ...]) -> list[Tensor]: ...
+    def cond_log_prob(self, name_or_names: Any) -> Any:
+        """Log probability of each node's value given its parents' values, masked and grouped, never scaled.
+
+        Args:
+            name_or_names: one name, or a list of them.
+
+        Returns:
+            A tensor of shape sample + batch (without the grouped axes), or the list of them for a list of names.
+        """
+        return _each(lambda name: self._log_prob(self._stochastic(name)), name_or_names)
+
+    def pointwise_log_prob(self, name: str) -> Tensor:
+        """Log probability of each single value of a node: masked, before grouping, never scaled.
+
+        Args:
+            name: the node's name.
+
+        Returns:
+            A tensor of shape sample + batch, with the axes that ``group_ndims`` sums.
+        """
+        return self._ungrouped_log_prob(self._stochastic(name))
+
+    def log_joint(self) -> Tensor:
+        r"""Log joint density of the values of all stochastic nodes.
+
+        .. math:: \sum_i s_i \log p(x_i \mid x_{\mathrm{parents}(i)})
+
+        with :math:`s_i = N / n` for a node with ``total_size=N`` that holds n data, 1 otherwise. Where the
+        :class:`zsp.MetaBayesianNet` has a ``log_joint`` of its own, its result (inside it, this is the sum again).
+
+        Returns:
+            A tensor of shape sample + batch.
+
+        Raises:
+            ValueError: if the terms do not have one sample shape S and one batch shape B, each of shape S + B or B.
+        """
+        custom = self._custom_log_joint
+        if custom is None:
+            return self._default_log_joint()
+        self._custom_log_joint = None
+        try:
+            return custom(self)
+        finally:
+            self._custom_log_joint = custom
+
+    def _default_log_joint(self) -> Tensor:
+        nodes = [n for n in self._nodes.values() if isinstance(n, Node) and n.name not in self._excluded]
+        if not nodes:
+            raise checks.no_stochastic_nodes(self)
+        terms = [self._log_prob(node) for node in nodes]
+        if self._checks:
+            checks.check_one_batch_shape(self, nodes, terms)
+        total = None
+        for node, term in zip(nodes, terms, strict=True):
+            if node.total_size is not None:
+                term = term * (node.total_size / self._n_data(node, nodes, terms))
+            total = term if total is None else total + term
+        assert total is not None
+        return total
+
+    def _n_data(self, node: Node, nodes: list[Node], terms: list[Tensor]) -> int:
+        """The size of the first axis after the sample axes."""
+        shape = self._ungrouped_shape(node)
+        return shape[self._n_sample_axes(node, nodes, terms)]
+
+    def _n_sample_axes(self, node: Node, nodes: list[Node], terms: list[Tensor]) -> int:
+        """How many leading axes of the node's log probability are sample axes."""
+        known = next(((n, t) for n, t in zip(nodes, terms, strict=True) if n.with_samples), None)
+        if known is None:
+            return 0
+        n_axes = len(self._sample_axes())
+        if node.with_samples:
+            return n_axes
+        own = next(t for n, t in zip(nodes, terms, strict=True) if n is node)
+        return n_axes if own.dim() == known[1].dim() else 0
+
+    def _sample_axes(self) -> tuple[int, ...]:
+        """S: the sizes of the sample axes that this execution declares; empty where it declares none."""
+        if self._sample_shape is not None:
+            return self._sample_shape
+        for node in self._nodes.values():
+            if isinstance(node, Node) and node.with_samples and isinstance(node.value, Tensor):
+                return (node.value.shape[0],)
+        return ()
+
+    def _ungrouped_shape(self, node: Node) -> tuple[int, ...]:
+        n_event = len(node.dist.event_shape)
+        value_shape = node.value.shape[: node.value.dim() - n_event]
+        return torch.broadcast_shapes(value_shape, node.dist.batch_shape)
+
+    # -- log probabilities ----------------------------------------------------------------------------------------
+
+    def _log_prob(self, node: Node) -> Tensor:
+        cached = node.log_prob
+        if cached is not None and (cached.requires_grad or not torch.is_grad_enabled()):
+            return cached
+        axes = _LAST_AXES[node.group_ndims]
+        summed = getattr(node.dist, "summed_log_prob", None)  # where a distribution sums cheaper than term by term
+        if summed is not None and axes and node.mask is None and isinstance(node.value, Tensor):
+            log_prob = summed(node.value, axes)
+        else:
+            log_prob = self._ungrouped_log_prob(node)
+            if axes:
+                log_prob = log_prob.sum(axes)
+        node.log_prob = log_prob
+        if self._checks and can_read_values():
+            checks.check_log_prob(node, log_prob, strict=self._checks == STRICT)
+        return log_prob
+
+    def _ungrouped_log_prob(self, node: Node) -> Tensor:
+        value = node.value
+        if isinstance(value, Unavailable):
+            raise value.error()
+        if node.mask is None:
+            return node.dist.log_prob(value)
+        mask = node.mask
+        batch_mask = mask.reshape(mask.shape + (1,) * len(node.dist.event_shape))
+        # a value on the support wherever the mask is False: the branch not taken must have a finite gradient
+        value = torch.where(batch_mask, value, checks.feasible_value(node, value))
+        log_prob = node.dist.log_prob(value)
+        return torch.where(mask, log_prob, torch.zeros_like(log_prob))
+
+    def _stochastic(self, name: str) -> Node:
+        node = self._nodes.get(name)
+        if not isinstance(node, Node):
+            raise checks.unknown_node(self, name, only_stochastic=True)
+        return node
+
+    def _stochastic_nodes(self) -> list[Node]:
+        return [node for node in self._nodes.values() if isinstance(node, Node)]
+
+    # -- looking at the net ---------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        title = f"BayesianNet {self._owner!r}" if self._owner else "BayesianNet"
+        lines = [f"  {_describe(node, name)}" for name, node in self._nodes.items()]
+        return "\n".join([f"{title}({'' if lines else 'no nodes'}", *lines, ")"]) if lines else f"{title}(no nodes)"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{column}</th>" for column in ("node", "distribution", "shape", "dtype", "observed"))
+        rows = []
+        for name, node in self._nodes.items():
+            value = node.value if isinstance(node, Node) else node
+            shape, dtype = _shape_and_dtype(value)
+            kind = node.kind if isinstance(node, Node) else "deterministic"
+            observed = "" if not isinstance(node, Node) else "yes" if node.is_observed else "no"
+            cells = "".join(f"<td>{html.escape(text)}</td>" for text in (name, kind, shape, dtype, observed))
+            rows.append(f"<tr>{cells}</tr>")
+        title = html.escape(f"BayesianNet {self._owner}".strip())
+        return f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _each(function: Callable[[str], Any], name_or_names: Any) -> Any:
+    if isinstance(name_or_names, str):
+        return function(name_or_names)
+    return [function(name) for name in name_or_names]
+
+
+def _numbers_like(
+    value: Tensor, row: NodeType, args: tuple[Any, ...], parameters: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Parameters that are all numbers, as tensors of the given value's dtype and device."""
+    dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
+
+    def convert(name: str, argument: Any) -> Any:
+        if name in row.constraints and isinstance(argument, (int, float)) and not isinstance(argument, bool):
+            return torch.full((), argument, dtype=dtype, device=value.device)
+        return argument
+
+    return (
+        tuple(convert(name, argument) for name, argument in zip(row.arguments, args, strict=False)),
+        {name: convert(name, argument) for name, argument in parameters.items()},
+    )
+
+
+def _shape_and_dtype(value: Any) -> tuple[str, str]:
+    if isinstance(value, Tensor):
+        return str(list(value.shape)), str(value.dtype).removeprefix("torch.")
+    return "no value", ""
+
+
+def _describe(node: Node | Tensor, name: str = "") -> str:
+    if isinstance(node, Node):
+        shape, dtype = _shape_and_dtype(node.value)
+        return f"{node.name!r}: {node.kind} {shape} {dtype}{', observed' if node.is_observed else ''}".rstrip()
+    shape, dtype = _shape_and_dtype(node)
+    return f"{name!r}: deterministic {shape} {dtype}".rstrip()
