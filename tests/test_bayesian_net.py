@@ -78,7 +78,7 @@ def test_a_stochastic_tensor_is_used_like_its_tensor():
     w, tensor = bn["w"], bn["w"].tensor
     assert torch.equal(w + 1, tensor + 1)
     assert torch.equal(1 - w, 1 - tensor)
-    assert torch.equal(w @ torch.ones(3), tensor.sum())
+    assert torch.equal(w @ torch.ones(3), tensor @ torch.ones(3))
     assert torch.equal(torch.exp(w), tensor.exp())
     assert torch.equal(torch.stack([w, w]), torch.stack([tensor, tensor]))
     assert torch.equal(w.mean(), tensor.mean())

@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 from zsp import checks
 from zsp.distributions import NodeMethods, NodeType
 from zsp.distributions.tensors import value_dtype
-from zsp.execution import FIRST, PLAIN, STRICT, can_read_values, current_execution, is_strict
+from zsp.execution import FIRST, PLAIN, STRICT, Execution, can_read_values, current_execution, current_tracer, is_strict
 from zsp.tensor_like import TensorLike, to_tensor
 
 __all__ = ["BayesianNet", "StochasticTensor"]
@@ -214,39 +214,43 @@ class BayesianNet(NodeMethods):
 
     def __init__(self, observed: Mapping[str, Any] | None = None) -> None:
         self._nodes: dict[str, Node | Tensor] = {}
-        self._n_used = 0
+        self._n_used = 0  # given values that nodes took
+        self._n_drawn = 0  # stochastic nodes without a given value
         self._custom_log_joint: Callable[[BayesianNet], Tensor] | None = None
         self._rerun: Callable[[Mapping[str, Any]], BayesianNet] | None = None
         execution = current_execution()
-        if execution is None:
-            self._owner = ""
-            self._execution = None
-            self._observed: Mapping[str, Any] = {} if observed is None else dict(observed)
-            self._checks = PLAIN if torch.compiler.is_compiling() else (STRICT if is_strict() else FIRST)
-            self._with_samples: frozenset[str] = frozenset()
-            self._excluded: frozenset[str] = frozenset()
-            self._sample_shape: tuple[int, ...] | None = None
-            self._index = -1
-            return
-        self._owner = execution.owner
-        self._checks = execution.checks
-        self._index = -1
-        receives = False
-        if observed is None:
+        if execution is not None and observed is None:
             self._index = execution.n_nets
             execution.n_nets += 1
             receives = self._index == execution.returned
+        else:
+            self._index = -1
+            receives = False
+        if execution is None:
+            self._owner = ""
+            self._checks = PLAIN if torch.compiler.is_compiling() else STRICT if is_strict() else FIRST
+        else:
+            self._owner = execution.owner
+            self._checks = execution.checks
         if receives:
+            assert execution is not None
+            self._execution: Execution | None = execution
             self._observed = execution.observed
-            self._with_samples = execution.with_samples
-            self._excluded = execution.excluded
             self._sample_shape = execution.sample_shape
         else:
+            self._execution = None
             self._observed = {} if observed is None else dict(observed)
-            self._with_samples = frozenset()
-            self._excluded = frozenset()
             self._sample_shape = None
-        self._execution = execution if receives and execution.input_names else None
+
+    @property
+    def _with_samples(self) -> frozenset[str]:
+        """Names of the given latents that carry the sample axes which an inference routine asked for."""
+        return self._execution.with_samples if self._execution is not None else frozenset()
+
+    @property
+    def _excluded(self) -> frozenset[str]:
+        """Names of nodes that the log joint leaves out."""
+        return self._execution.excluded if self._execution is not None else frozenset()
 
     # -- declaring nodes ------------------------------------------------------------------------------------------
 
@@ -360,8 +364,9 @@ class BayesianNet(NodeMethods):
             if with_samples:
                 # a given value carries the declared axis if it is one axis longer than a draw without it
                 with_samples = value.dim() > len(dist.batch_shape) + len(dist.event_shape)
-            with_samples = with_samples or name in self._with_samples
+            with_samples = with_samples or (self._sample_shape is not None and name in self._with_samples)
         else:
+            self._n_drawn += 1
             if n_samples is None:
                 sample_shape: tuple[int, ...] = ()
             else:
@@ -378,8 +383,12 @@ class BayesianNet(NodeMethods):
             group_ndims, total_size, mask, row, arguments,
         )  # fmt: skip
         self._nodes[name] = node
-        if self._checks and is_observed and can_read_values():
-            checks.check_support(node)
+        if self._checks:
+            if is_observed and can_read_values():
+                checks.check_support(node)
+            tracer = current_tracer()
+            if tracer is not None:
+                value = node.value = tracer.stochastic(self, node)
         return value
 
     def _given(self, row: NodeType | None, name: str, dist: Distribution, value: Any, dtype: torch.dtype | None) -> Any:
@@ -407,6 +416,9 @@ class BayesianNet(NodeMethods):
             raise checks.duplicate_name(self, name)
         if self._checks:
             checks.check_deterministic(self, name, tensor)
+            tracer = current_tracer()
+            if tracer is not None:
+                tensor = tracer.deterministic(self, name, to_tensor(tensor))
         self._nodes[name] = tensor = to_tensor(tensor)
         return tensor
 
@@ -481,7 +493,8 @@ class BayesianNet(NodeMethods):
             self._custom_log_joint = custom
 
     def _default_log_joint(self) -> Tensor:
-        nodes = [n for n in self._nodes.values() if isinstance(n, Node) and n.name not in self._excluded]
+        excluded = self._excluded
+        nodes = [n for n in self._nodes.values() if isinstance(n, Node) and n.name not in excluded]
         if not nodes:
             raise checks.no_stochastic_nodes(self)
         terms = [self._log_prob(node) for node in nodes]

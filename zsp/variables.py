@@ -9,6 +9,7 @@ import inspect
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from types import NoneType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -60,10 +61,12 @@ def module(name: str, factory: Callable[P, M], *args: P.args, **kwargs: P.kwargs
         RuntimeError: outside a decorated function, without ``reuse_variables``, or where nothing may be created.
         TypeError: if the factory returns no module.
     """
-    variables = _current_variables("module", name)
-    found = variables._modules.get(name)
-    if found is not None:
-        return found  # type: ignore[return-value]
+    execution = current_execution()
+    if execution is not None and execution.variables is not None:
+        found = execution.variables._modules.get(name)
+        if found is not None:
+            return found  # type: ignore[return-value]
+    variables = _variables_of(execution, "module", name)
     return variables.create(name, lambda: factory(*args, **kwargs), nn.Module)
 
 
@@ -80,10 +83,12 @@ def parameter(name: str, init: Tensor | float | Callable[[], Tensor]) -> nn.Para
     Raises:
         RuntimeError: as for :func:`module`.
     """
-    variables = _current_variables("parameter", name)
-    found = variables._parameters.get(name)
-    if found is not None:
-        return found  # type: ignore[return-value]
+    execution = current_execution()
+    if execution is not None and execution.variables is not None:
+        found = execution.variables._parameters.get(name)
+        if found is not None:
+            return found  # type: ignore[return-value]
+    variables = _variables_of(execution, "parameter", name)
 
     def make() -> nn.Parameter:
         value = init() if callable(init) else init
@@ -93,8 +98,7 @@ def parameter(name: str, init: Tensor | float | Callable[[], Tensor]) -> nn.Para
     return variables.create(name, make, nn.Parameter)
 
 
-def _current_variables(kind: str, name: str) -> Variables:
-    execution = current_execution()
+def _variables_of(execution: Execution | None, kind: str, name: str) -> Variables:
     if execution is None:
         raise RuntimeError(
             f"zsp.{kind}({name!r}, ...) works only inside a function decorated with "
@@ -224,10 +228,10 @@ class FunctionModule(nn.Module):
     ) -> Any:
         """Run the function; the net that it returns receives ``observed``."""
         compiling = torch.compiler.is_compiling()
-        if compiling:
+        if compiling or (shapes in self._checked_shapes and not is_strict()):
             checks = PLAIN
         else:
-            checks = STRICT if is_strict() else PLAIN if shapes in self._checked_shapes else FIRST
+            checks = STRICT if is_strict() else FIRST
         variables = self._variables
         execution = Execution(
             self._scope, observed, variables, checks, self._returned, sample_shape, with_samples, excluded, input_names
@@ -245,7 +249,7 @@ class FunctionModule(nn.Module):
         if not compiling:
             if variables is not None and not variables.is_complete:
                 variables.is_complete = True
-            if checks != PLAIN and can_read_values():
+            if checks and can_read_values():
                 self._checked_shapes.add(shapes)
         return result
 
@@ -360,7 +364,8 @@ class ReusableFunction(FunctionModule):
         kwargs: Mapping[str, Any],
         sample_shape: tuple[int, ...] | None = None,
     ) -> Any:
-        shapes = (tuple(map(shape_key, args)), tuple((k, shape_key(v)) for k, v in kwargs.items()), *map(str, observed))
+        given = tuple([(name, shape_key(value)) for name, value in kwargs.items()]) if kwargs else ()
+        shapes = (tuple(map(shape_key, args)), given, tuple(observed))
         result = self._run(args, kwargs, shapes, observed, sample_shape)
         if isinstance(result, BayesianNet):
             result._rerun = functools.partial(self._run_observed, args=args, kwargs=kwargs)
@@ -445,8 +450,6 @@ def shape_key(value: Any) -> Any:
     """What identifies a value for the check at the first execution: a tensor's shape, dtype and device, or its type."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.device
-    if isinstance(value, (int, float, str, bool, type(None))):
-        return value
-    return type(value)
+    return value if isinstance(value, (int, float, str, NoneType)) else type(value)
 
 

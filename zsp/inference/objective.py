@@ -179,6 +179,8 @@ def _sample_axis(variational: BayesianNet, axis: int | tuple[int, ...] | None) -
 
 
 def _check_latents(bn: BayesianNet, latents: Mapping[str, Any], from_prior: tuple[str, ...]) -> None:
+    if not bn._n_drawn and not from_prior:
+        return
     nodes = {node.name: node for node in bn._stochastic_nodes()}
     for name in from_prior:
         if name not in nodes or nodes[name].is_observed:
