@@ -327,6 +327,9 @@ class BayesianNet(NodeMethods):
         if value is not None and not has_tensor and isinstance(value, (Tensor, TensorLike)):
             args, parameters = _numbers_like(to_tensor(value), row, args, parameters)
         if self._checks:
+            for argument in (*args, *parameters.values()):
+                if isinstance(argument, Unavailable):
+                    raise argument.error()
             checks.check_parameters(row, name, args, parameters)
         try:
             dist = row.build(*args, **parameters)
@@ -429,16 +432,13 @@ class BayesianNet(NodeMethods):
         """All nodes by name, in order of declaration: a :class:`StochasticTensor` or, if deterministic, a tensor."""
         return _Nodes(self)
 
-    def __getitem__(self, name: str) -> StochasticTensor | Tensor:
+    def __getitem__(self, name: str) -> Any:
+        """The node of that name: a :class:`StochasticTensor` or, if it is deterministic, its tensor."""
         node = self._nodes.get(name)
         if node is None:
             raise checks.unknown_node(self, name)
         return StochasticTensor(self, name) if isinstance(node, Node) else node
 
-    @overload
-    def get(self, name_or_names: str) -> StochasticTensor | Tensor: ...
-    @overload
-    def get(self, name_or_names: list[str] | tuple[str, ...]) -> list[StochasticTensor | Tensor]: ...
     def get(self, name_or_names: Any) -> Any:
         """The node of that name, or the list of nodes for several names."""
         return _each(self.__getitem__, name_or_names)

@@ -109,7 +109,8 @@ def _variables_of(execution: Execution | None, kind: str, name: str) -> Variable
         raise RuntimeError(
             f"zsp.{kind}({name!r}, ...) in {execution.owner!r}: this net was decorated with reuse_variables=False, so "
             "that a variable would be made anew, and forgotten, in every execution. Decorate the function with "
-            "@zsp.meta_bayesian_net(reuse_variables=True), or make the torch.nn object outside and pass it as an argument."
+            "@zsp.meta_bayesian_net(reuse_variables=True), or make the torch.nn object outside and pass it as an "
+            "argument."
         )
     return execution.variables
 
@@ -139,8 +140,8 @@ class Variables(nn.Module):
                 return found
             if not name or "." in name or hasattr(self, name):
                 raise ValueError(
-                    f"a variable of {self.owner!r} cannot be named {name!r}: names are unique, not empty, without dots, "
-                    "and not those of torch.nn.Module's own attributes."
+                    f"a variable of {self.owner!r} cannot be named {name!r}: names are unique, not empty, without "
+                    "dots, and not those of torch.nn.Module's own attributes."
                 )
             # a net in the middle of another execution, so that nets inside a module's constructor stand alone
             previous = set_execution(None)
@@ -151,8 +152,8 @@ class Variables(nn.Module):
                 set_execution(previous)
             if not isinstance(made, kind):
                 raise TypeError(
-                    f"zsp.module({name!r}, factory) in {self.owner!r}: the factory must return a torch.nn.Module, but it "
-                    f"returned {type(made).__name__}."
+                    f"zsp.module({name!r}, factory) in {self.owner!r}: the factory must return a torch.nn.Module, but "
+                    f"it returned {type(made).__name__}."
                 )
             if isinstance(made, nn.Module):
                 made.train(self.training)
@@ -200,8 +201,8 @@ class FunctionModule(nn.Module):
         if reuse_variables:
             if not self._scope or "." in self._scope or hasattr(nn.Module, self._scope):
                 raise ValueError(
-                    f"scope={self._scope!r} cannot name the variables: it must not be empty, hold a dot, or be the name "
-                    "of an attribute of torch.nn.Module."
+                    f"scope={self._scope!r} cannot name the variables: it must not be empty, hold a dot, or be the "
+                    "name of an attribute of torch.nn.Module."
                 )
             self._modules[self._scope] = Variables(self._scope)
 

@@ -288,7 +288,7 @@ def test_parameters_broadcast_with_one_another_and_the_value(case: Case):
 )
 def test_numbers_are_parameters(case: Case):
     """A number follows the other parameters' dtype; with numbers only, the default dtype."""
-    numbers = {name: value.item() for name, value in case.element(0).items()}
+    numbers = {name: value.item() for name, value in case.element(1).items()}
     dtype = torch.get_default_dtype()
     alone = case.row.build(**numbers)
     draw = alone.sample((4,))
@@ -394,7 +394,6 @@ def test_draws_compile(case: Case):
     torch.compiler.reset()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["normal", "bernoulli"])
 def test_inductor(name: str):
     check_compiled(next(case for case in CASES if case.name == name), "inductor")
@@ -424,6 +423,28 @@ def test_support_of_a_continuous_variable_has_a_transform(case: Case):
     draws = case.draws(5, seed=5)
     unconstrained = transform.inv(draws)
     torch.testing.assert_close(transform(unconstrained), draws, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "concrete", "exp_concrete", "beta", "bin_concrete", "gamma", "uniform"])
+def test_density_of_the_unconstrained_value_integrates_to_one(name: str):
+    """With the log Jacobian of the support's transform, as MCMC uses it; two components where there are several."""
+    case = next(case for case in CASES if case.name == name)
+    element = {key: t(value) for key, value in case.element(1).items()}
+    dist = case.row.build(**{key: value[:2] if value.dim() else value for key, value in element.items()})
+    transform = torch.distributions.biject_to(dist.support)
+    u = torch.linspace(-40, 40, 40_001, dtype=torch.float64).unsqueeze(-1)
+    u = u if case.event_shape else u.squeeze(-1)
+    value = transform(u)
+    log_density = dist.log_prob(value) + transform.log_abs_det_jacobian(u, value)
+    log_density = log_density[log_density.isfinite()]  # in the far tails 1 - x is zero
+    assert abs(log_density.exp().sum() * (80 / 40_000) - 1) < 1e-5
+
+
+def test_a_closed_simplex_has_zeros_and_an_open_one_has_not():
+    by_name = {case.name: case for case in CASES}
+    corner = t([0.0, 0.0, 1.0])
+    assert by_name["dirichlet"].build().support.check(corner)
+    assert not by_name["concrete"].build().support.check(corner)
 
 
 def test_simplex_accepts_a_large_softmax_in_float32():
@@ -569,6 +590,8 @@ def test_a_scale_is_given_once(name: str):
     both = [row.build(0.0, std=2.0), row.build(0.0, logstd=float(np.log(2.0)))]
     values = torch.tensor([0.3, 1.2])
     torch.testing.assert_close(both[0].log_prob(values), both[1].log_prob(values))
+    for dist in both:
+        torch.testing.assert_close(dist.expand((2,)).log_prob(values), both[0].log_prob(values))
 
 
 def test_a_matrix_is_given_once_and_all_forms_agree():

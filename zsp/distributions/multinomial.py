@@ -18,7 +18,7 @@ __all__ = ["Multinomial", "UnnormalizedMultinomial", "multinomial_node", "unnorm
 
 
 class Multinomial(Lean):
-    r"""Counts of n independent categorical draws. (The density of torch's own fails under ``vmap`` and ``compile``.)
+    r"""Counts of n independent categorical draws. (The density of torch's own fails under ``torch.func.vmap``.)
 
     Args:
         total_count: the number of draws n, a number or a tensor of the batch shape; with None it is the sum of the

@@ -92,7 +92,10 @@ def parameter_tensor(dist: Distribution) -> Tensor | None:
     parameter = getattr(dist, "parameter", None)
     if isinstance(parameter, Tensor):
         return parameter
-    names = dist.arg_constraints if isinstance(dist.arg_constraints, dict) else {}
+    try:
+        names = dict(dist.arg_constraints)
+    except (NotImplementedError, TypeError):  # a class that declares none
+        names = {}
     for name in sorted(names, key=lambda name: name not in dist.__dict__):  # no computed ones where one is stored
         parameter = getattr(dist, name, None)
         if isinstance(parameter, Tensor) and parameter.is_floating_point():

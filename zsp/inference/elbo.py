@@ -93,7 +93,8 @@ class ELBO(Objective):
         for node in (*self.variational._stochastic_nodes(), *self._drawn_from_model()):
             if not node.is_observed and not node.is_reparameterized and _log_prob(node).requires_grad:
                 raise ValueError(
-                    f"sgvb needs draws that are differentiable in their parameters, but node {node.name!r} ({node.kind}) "
+                    f"sgvb needs draws that are differentiable in their parameters, but node {node.name!r} "
+                    f"({node.kind}) "
                     "is not reparameterised"
                     + (" (is_reparameterized=False)" if node.dist.has_rsample else f": {node.kind} has no such draw")
                     + ", and its gradient would be silently wrong. Use a relaxation (bin_concrete, concrete) or a "
@@ -122,14 +123,15 @@ def _path_derivative(variational: BayesianNet, log_q: Tensor) -> Tensor:
     partly = [node.name for node in nodes if not node.use_path_derivative and node.is_reparameterized]
     if partly:
         raise ValueError(
-            f"use_path_derivative is set on some nodes of the variational net, but not on {', '.join(map(repr, partly))}; "
+            "use_path_derivative is set on some nodes of the variational net, but not on "
+            f"{', '.join(map(repr, partly))}; "
             "log q is one function of all draws: set it on all of them or on none."
         )
     if variational._rerun is None:
         raise ValueError(
-            "use_path_derivative evaluates log q again at the drawn values, but this variational net was made outside a "
-            "decorated function and cannot be executed again. Decorate its function with @zsp.reuse_variables(...) or "
-            "@zsp.meta_bayesian_net(...)."
+            "use_path_derivative evaluates log q again at the drawn values, but this variational net was made outside "
+            "a decorated function and cannot be executed again. Decorate its function with @zsp.reuse_variables(...) "
+            "or @zsp.meta_bayesian_net(...)."
         )
     with torch.enable_grad():
         leaves = {node.name: node.value.detach().requires_grad_() for node in nodes}

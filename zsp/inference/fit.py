@@ -36,7 +36,8 @@ class History:
 
     def __getitem__(self, name: str) -> list[float]:
         if name not in self._metrics:
-            raise KeyError(f"no metric {name!r} was recorded; there are {', '.join(map(repr, self._metrics)) or 'none'}")
+            known = ", ".join(map(repr, self._metrics)) or "none"
+            raise KeyError(f"no metric {name!r} was recorded; there are {known}")
         return self._metrics[name]
 
     def __contains__(self, name: object) -> bool:
@@ -105,19 +106,20 @@ def fit(
     """
     batches = _batches(data, batch_size, shuffle)
     history = History()
+    trained_on = _devices(optimizer)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices), _progress_bar(epochs, progress) as bar:
         torch.manual_seed(seed)
         for epoch in range(epochs):
             epoch_metrics = _Means()
             for index, batch in enumerate(batches()):
-                value, metrics = _step(loss, batch, optimizer, epoch, index)
+                value, metrics = _step(loss, batch, optimizer, trained_on, epoch, index)
                 epoch_metrics.add({"loss": value, **metrics})
                 history.n_steps += 1
             if not epoch_metrics.n:
                 raise ValueError(
-                    f"epoch {epoch} had no mini-batch: data is empty, or an iterator that can be gone through only once. "
-                    "Give a list, a DataLoader or a mapping of tensors."
+                    f"epoch {epoch} had no mini-batch: data is empty, or an iterator that can be gone through only "
+                    "once. Give a list, a DataLoader or a mapping of tensors."
                 )
             measured = epoch_metrics.means()
             if validation is not None:
@@ -130,10 +132,10 @@ def fit(
 
 
 def _step(
-    loss: Loss, batch: Any, optimizer: torch.optim.Optimizer, epoch: int, index: int
+    loss: Loss, batch: Any, optimizer: torch.optim.Optimizer, devices: list[torch.device], epoch: int, index: int
 ) -> tuple[Tensor, dict[str, Any]]:
     """One training step: loss, backward, update."""
-    state = _random_state()
+    state = _random_state(devices)
     try:
         with checked() if index == 0 else nullcontext():
             value, metrics = _evaluate(loss, batch)
@@ -159,8 +161,8 @@ def _evaluate(loss: Loss, batch: Any) -> tuple[Tensor, dict[str, Any]]:
     if not isinstance(result, Tensor) or result.dim() != 0:
         got = f"a tensor of shape {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise ValueError(
-            f"the loss must return a scalar tensor, or (scalar, metrics), but it returned {got}. Average over the batch: "
-            "bound.sgvb().mean()."
+            f"the loss must return a scalar tensor, or (scalar, metrics), but it returned {got}. Average over the "
+            "batch: bound.sgvb().mean()."
         )
     return result, {name: to_tensor(metric) for name, metric in metrics.items()}
 
@@ -169,19 +171,20 @@ def _explain(
     loss: Loss, batch: Any, optimizer: torch.optim.Optimizer, state: list[Tensor], where: str, value: float
 ) -> None:
     """Run the step again with checks on and the same random numbers, and raise what explains the loss best."""
-    after = _random_state()
+    devices = _devices(optimizer)
+    after = _random_state(devices)
     before = _broken_parameters(optimizer)
-    _set_random_state(state)
+    _set_random_state(state, devices)
     try:
         with checked(), torch.no_grad():
             _evaluate(loss, batch)
     except (ValueError, TypeError) as error:
         raise type(error)(f"the loss at {where} is {value}: {error}{before}") from error
     finally:
-        _set_random_state(after)
+        _set_random_state(after, devices)
     raise ValueError(
-        f"the loss at {where} is {value}, but every node of its nets has a finite log probability: look at what the loss "
-        f"does with them.{before}"
+        f"the loss at {where} is {value}, but every node of its nets has a finite log probability: look at what the "
+        f"loss does with them.{before}"
     )
 
 
@@ -191,22 +194,25 @@ def _broken_parameters(optimizer: torch.optim.Optimizer) -> str:
     if not n_bad:
         return ""
     return (
-        f" {n_bad} of the optimizer's parameters are not finite already before this step: the update before it made them "
-        "so. Lower the learning rate or clip the gradient."
+        f" {n_bad} of the optimizer's parameters are not finite already before this step: the update before it made "
+        "them so. Lower the learning rate or clip the gradient."
     )
 
 
-def _random_state() -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states.extend(torch.cuda.get_rng_state_all())
-    return states
+def _devices(optimizer: torch.optim.Optimizer) -> list[torch.device]:
+    """The CUDA devices that the trained parameters are on."""
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return sorted({p.device for p in parameters if p.is_cuda}, key=str)
 
 
-def _set_random_state(states: list[Tensor]) -> None:
+def _random_state(devices: list[torch.device]) -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+
+def _set_random_state(states: list[Tensor], devices: list[torch.device]) -> None:
     torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state_all(states[1:])
+    for state, device in zip(states[1:], devices, strict=True):
+        torch.cuda.set_rng_state(state, device)
 
 
 def _batches(
@@ -223,7 +229,9 @@ def _batches(
     n = next(iter(lengths.values()))
     size = n if batch_size is None else batch_size
     if n < 1 or size < 1:
-        raise ValueError(f"there must be at least one datum and batch_size must be at least 1, got {n} and {batch_size}.")
+        raise ValueError(
+            f"there must be at least one datum and batch_size must be at least 1, got {n} and {batch_size}."
+        )
 
     def epoch() -> Iterator[Batch]:
         if not shuffle and size == n:
@@ -258,5 +266,3 @@ def _progress_bar(epochs: int, progress: bool) -> Any:
     from tqdm.auto import tqdm
 
     return tqdm(total=epochs, desc="epochs", disable=not progress)
-
-

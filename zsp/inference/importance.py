@@ -156,7 +156,8 @@ def _log_weights(
             if log_p.shape != part_of_log_q.shape:
                 raise ValueError(
                     f"the model's log joint has shape {list(log_p.shape)} and the proposal's "
-                    f"{list(part_of_log_q.shape)}, but they must be equal: sample + batch. Use group_ndims to make them so."
+                    f"{list(part_of_log_q.shape)}, but they must be equal: sample + batch. Use group_ndims to make "
+                    "them so."
                 )
             yield log_p - part_of_log_q
         remaining -= n_used

@@ -185,7 +185,9 @@ def _check_latents(bn: BayesianNet, latents: Mapping[str, Any], from_prior: tupl
     for name in from_prior:
         if name not in nodes or nodes[name].is_observed:
             what = "has no such stochastic node" if name not in nodes else "was given a value for it"
-            raise ValueError(f"from_prior names {name!r}, but the model {what}. Name latents that the model should draw.")
+            raise ValueError(
+                f"from_prior names {name!r}, but the model {what}. Name latents that the model should draw."
+            )
     forgotten = [name for name, node in nodes.items() if not node.is_observed and name not in from_prior]
     if forgotten:
         raise checks.forgotten_latents(bn, forgotten, latents)
@@ -204,7 +206,7 @@ def _check_total_sizes(bn: BayesianNet, variational: BayesianNet, latents: Mappi
 def _shapes_differ(variational: BayesianNet, log_p: Tensor, log_q: Tensor) -> ValueError:
     return ValueError(
         f"the model's log joint has shape {list(log_p.shape)} and the variational net's {list(log_q.shape)}, but they "
-        f"must be equal: sample {list(variational._sample_axes())} + one batch shape. Where the model has more axes, its "
-        "data share the latents: group them into one event (group_ndims=1 on the data's node). Where the variational net "
-        "has more, group the latents' axes there."
+        f"must be equal: sample {list(variational._sample_axes())} + one batch shape. Where the model has more axes, "
+        "its data share the latents: group them into one event (group_ndims=1 on the data's node). Where the "
+        "variational net has more, group the latents' axes there."
     )
