@@ -4,11 +4,12 @@
 """
 
 from zsp import distributions
-from zsp.bayesian_net import BayesianNet, StochasticTensor
+from zsp.bayesian_net import BayesianNet
 from zsp.checks import NodeError, diagnose
 from zsp.execution import checked
 from zsp.inference import ELBO, History, elbo, fit, is_loglikelihood
 from zsp.meta_bayesian_net import MetaBayesianNet, meta_bayesian_net
+from zsp.node import StochasticTensor
 from zsp.registration import register_distribution
 from zsp.variables import ReusableFunction, module, parameter, reuse_variables
 

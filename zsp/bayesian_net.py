@@ -20,159 +20,14 @@ from zsp import checks
 from zsp.distributions import NodeMethods, NodeType
 from zsp.distributions.tensors import value_dtype
 from zsp.execution import FIRST, PLAIN, STRICT, Execution, can_read_values, current_execution, current_tracer, is_strict
+from zsp.node import Node, StochasticTensor, Unavailable, describe, shape_and_dtype
 from zsp.tensor_like import TensorLike, to_tensor
 
-__all__ = ["BayesianNet", "StochasticTensor"]
+__all__ = ["BayesianNet"]
 
 _LAST_AXES: tuple[tuple[int, ...], ...] = tuple(tuple(range(-n, 0)) for n in range(16))
 
 T = TypeVar("T")
-
-
-class Node:
-    """What a net keeps of a stochastic node."""
-
-    __slots__ = (
-        "arguments",
-        "dist",
-        "group_ndims",
-        "is_observed",
-        "is_reparameterized",
-        "log_prob",
-        "mask",
-        "n_samples",
-        "name",
-        "row",
-        "total_size",
-        "use_path_derivative",
-        "value",
-        "with_samples",
-    )
-
-    def __init__(
-        self,
-        name: str,
-        dist: Distribution,
-        value: Any,
-        is_observed: bool,
-        is_reparameterized: bool,
-        use_path_derivative: bool,
-        n_samples: int | None,
-        with_samples: bool,
-        group_ndims: int,
-        total_size: int | None,
-        mask: Tensor | None,
-        row: NodeType | None,
-        arguments: tuple[tuple[Any, ...], dict[str, Any]] | None,
-    ) -> None:
-        self.name = name
-        self.dist = dist
-        self.value = value
-        self.is_observed = is_observed
-        self.is_reparameterized = is_reparameterized
-        self.use_path_derivative = use_path_derivative
-        self.n_samples = n_samples
-        self.with_samples = with_samples  # whether the value is known to carry the net's sample axes
-        self.group_ndims = group_ndims
-        self.total_size = total_size
-        self.mask = mask
-        self.row = row
-        self.arguments = arguments
-        self.log_prob: Tensor | None = None
-
-    @property
-    def kind(self) -> str:
-        """The distribution's name as the user wrote it."""
-        return self.row.name if self.row is not None else type(self.dist).__name__
-
-
-class StochasticTensor(TensorLike):
-    """A view of a stochastic node, made when it is asked for; torch functions and arithmetic take it like its tensor.
-
-    Attributes:
-        bn: the net.
-        name: the node's name.
-    """
-
-    def __init__(self, bn: BayesianNet, name: str) -> None:
-        self.bn = bn
-        self.name = name
-
-    @property
-    def _node(self) -> Node:
-        return self.bn._stochastic(self.name)
-
-    @property
-    def tensor(self) -> Tensor:
-        """The node's value: the observation where it has one, a draw otherwise."""
-        value = self._node.value
-        if isinstance(value, Unavailable):
-            raise value.error()
-        return value
-
-    @property
-    def dist(self) -> Distribution:
-        """The distribution that the node follows, given its parents' values."""
-        return self._node.dist
-
-    @property
-    def shape(self) -> torch.Size:
-        """The value's shape: sample + batch + event."""
-        return self.tensor.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The value's dtype."""
-        return self.tensor.dtype
-
-    @property
-    def cond_log_p(self) -> Tensor:
-        """Log probability of the value given its parents' values; see :meth:`BayesianNet.cond_log_prob`."""
-        return self.bn.cond_log_prob(self.name)
-
-    def is_observed(self) -> bool:
-        """Whether the value was given."""
-        return self._node.is_observed
-
-    def __repr__(self) -> str:
-        return f"StochasticTensor({_describe(self._node)})"
-
-
-class Unavailable:
-    """The value of an unobserved node that cannot be drawn; any use of it raises and says why."""
-
-    def __init__(self, name: str, kind: str, reason: str) -> None:
-        self._name, self._kind, self._reason = name, kind, reason
-
-    def error(self) -> NotImplementedError:
-        """The error that a use of the value raises."""
-        return NotImplementedError(
-            f"node {self._name!r} ({self._kind}) is not observed and has no draw, but its value is used. "
-            f"{self._reason} Observe it: observe({self._name}=...)."
-        )
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Unavailable)).error()
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise self.error()
-
-    def __repr__(self) -> str:
-        return f"<no value: {self._name!r} ({self._kind}) is not observed>"
-
-
-def _raise_unavailable(self: Unavailable, *args: Any) -> Any:
-    raise self.error()
-
-
-for _name in (
-    "add radd sub rsub mul rmul truediv rtruediv pow rpow matmul rmatmul neg abs getitem len iter float int bool array"
-).split():
-    setattr(Unavailable, f"__{_name}__", _raise_unavailable)
-del _name
 
 
 class _Nodes(Mapping[str, T], Generic[T]):
@@ -583,7 +438,7 @@ class BayesianNet(NodeMethods):
 
     def __repr__(self) -> str:
         title = f"BayesianNet {self._owner!r}" if self._owner else "BayesianNet"
-        lines = [f"  {_describe(node, name)}" for name, node in self._nodes.items()]
+        lines = [f"  {describe(node, name)}" for name, node in self._nodes.items()]
         return "\n".join([f"{title}({'' if lines else 'no nodes'}", *lines, ")"]) if lines else f"{title}(no nodes)"
 
     def _repr_html_(self) -> str:
@@ -591,7 +446,7 @@ class BayesianNet(NodeMethods):
         rows = []
         for name, node in self._nodes.items():
             value = node.value if isinstance(node, Node) else node
-            shape, dtype = _shape_and_dtype(value)
+            shape, dtype = shape_and_dtype(value)
             kind = node.kind if isinstance(node, Node) else "deterministic"
             observed = "" if not isinstance(node, Node) else "yes" if node.is_observed else "no"
             cells = "".join(f"<td>{html.escape(text)}</td>" for text in (name, kind, shape, dtype, observed))
@@ -621,17 +476,3 @@ def _numbers_like(
         tuple(convert(name, argument) for name, argument in zip(row.arguments, args, strict=False)),
         {name: convert(name, argument) for name, argument in parameters.items()},
     )
-
-
-def _shape_and_dtype(value: Any) -> tuple[str, str]:
-    if isinstance(value, Tensor):
-        return str(list(value.shape)), str(value.dtype).removeprefix("torch.")
-    return "no value", ""
-
-
-def _describe(node: Node | Tensor, name: str = "") -> str:
-    if isinstance(node, Node):
-        shape, dtype = _shape_and_dtype(node.value)
-        return f"{node.name!r}: {node.kind} {shape} {dtype}{', observed' if node.is_observed else ''}".rstrip()
-    shape, dtype = _shape_and_dtype(node)
-    return f"{name!r}: deterministic {shape} {dtype}".rstrip()

@@ -14,7 +14,8 @@ from torch import Tensor
 from zsp.checks.wording import broadcasts_to, net_name
 
 if TYPE_CHECKING:
-    from zsp.bayesian_net import BayesianNet, Node
+    from zsp.bayesian_net import BayesianNet
+    from zsp.node import Node
 
 __all__ = ["check_one_batch_shape"]
 

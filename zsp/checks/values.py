@@ -15,7 +15,7 @@ from zsp.distributions.tensors import parameter_tensor
 from zsp.execution import can_read_values
 
 if TYPE_CHECKING:
-    from zsp.bayesian_net import Node
+    from zsp.node import Node
 
 __all__ = ["as_tensor", "check_given", "check_log_prob", "check_support", "check_values", "feasible_value"]
 

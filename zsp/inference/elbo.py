@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zsp.bayesian_net import BayesianNet, Node
+from zsp.bayesian_net import BayesianNet
 from zsp.inference.objective import LogJoint, Objective, Variational
+from zsp.node import Node
 
 __all__ = ["ELBO", "elbo"]
 

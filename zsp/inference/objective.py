@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from zsp import checks
-from zsp.bayesian_net import BayesianNet, Unavailable
+from zsp.bayesian_net import BayesianNet
 from zsp.meta_bayesian_net import MetaBayesianNet
+from zsp.node import Unavailable
 from zsp.tensor_like import TensorLike
 from zsp.variables import ReusableFunction
 

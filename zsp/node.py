@@ -1,0 +1,179 @@
+"""A node of a net: what the net keeps of it, and the view that a user reads it through."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from zsp.distributions import NodeType
+from zsp.tensor_like import TensorLike
+
+if TYPE_CHECKING:
+    from zsp.bayesian_net import BayesianNet
+
+__all__ = ["Node", "StochasticTensor", "Unavailable", "describe", "shape_and_dtype"]
+
+
+class Node:
+    """What a net keeps of a stochastic node."""
+
+    __slots__ = (
+        "arguments",
+        "dist",
+        "group_ndims",
+        "is_observed",
+        "is_reparameterized",
+        "log_prob",
+        "mask",
+        "n_samples",
+        "name",
+        "row",
+        "total_size",
+        "use_path_derivative",
+        "value",
+        "with_samples",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        dist: Distribution,
+        value: Any,
+        is_observed: bool,
+        is_reparameterized: bool,
+        use_path_derivative: bool,
+        n_samples: int | None,
+        with_samples: bool,
+        group_ndims: int,
+        total_size: int | None,
+        mask: Tensor | None,
+        row: NodeType | None,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] | None,
+    ) -> None:
+        self.name = name
+        self.dist = dist
+        self.value = value
+        self.is_observed = is_observed
+        self.is_reparameterized = is_reparameterized
+        self.use_path_derivative = use_path_derivative
+        self.n_samples = n_samples
+        self.with_samples = with_samples  # whether the value is known to carry the net's sample axes
+        self.group_ndims = group_ndims
+        self.total_size = total_size
+        self.mask = mask
+        self.row = row
+        self.arguments = arguments
+        self.log_prob: Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        """The distribution's name as the user wrote it."""
+        return self.row.name if self.row is not None else type(self.dist).__name__
+
+
+class StochasticTensor(TensorLike):
+    """A view of a stochastic node, made when it is asked for; torch functions and arithmetic take it like its tensor.
+
+    Attributes:
+        bn: the net.
+        name: the node's name.
+    """
+
+    def __init__(self, bn: BayesianNet, name: str) -> None:
+        self.bn = bn
+        self.name = name
+
+    @property
+    def _node(self) -> Node:
+        return self.bn._stochastic(self.name)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The node's value: the observation where it has one, a draw otherwise."""
+        value = self._node.value
+        if isinstance(value, Unavailable):
+            raise value.error()
+        return value
+
+    @property
+    def dist(self) -> Distribution:
+        """The distribution that the node follows, given its parents' values."""
+        return self._node.dist
+
+    @property
+    def shape(self) -> torch.Size:
+        """The value's shape: sample + batch + event."""
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The value's dtype."""
+        return self.tensor.dtype
+
+    @property
+    def cond_log_p(self) -> Tensor:
+        """Log probability of the value given its parents' values; see :meth:`BayesianNet.cond_log_prob`."""
+        return self.bn.cond_log_prob(self.name)
+
+    def is_observed(self) -> bool:
+        """Whether the value was given."""
+        return self._node.is_observed
+
+    def __repr__(self) -> str:
+        return f"StochasticTensor({describe(self._node)})"
+
+
+class Unavailable:
+    """The value of an unobserved node that cannot be drawn; any use of it raises and says why."""
+
+    def __init__(self, name: str, kind: str, reason: str) -> None:
+        self._name, self._kind, self._reason = name, kind, reason
+
+    def error(self) -> NotImplementedError:
+        """The error that a use of the value raises."""
+        return NotImplementedError(
+            f"node {self._name!r} ({self._kind}) is not observed and has no draw, but its value is used. "
+            f"{self._reason} Observe it: observe({self._name}=...)."
+        )
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Unavailable)).error()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self.error()
+
+    def __repr__(self) -> str:
+        return f"<no value: {self._name!r} ({self._kind}) is not observed>"
+
+
+def _raise_unavailable(self: Unavailable, *args: Any) -> Any:
+    raise self.error()
+
+
+for _name in (
+    "add radd sub rsub mul rmul truediv rtruediv pow rpow matmul rmatmul neg abs getitem len iter float int bool array"
+).split():
+    setattr(Unavailable, f"__{_name}__", _raise_unavailable)
+del _name
+
+
+def shape_and_dtype(value: Any) -> tuple[str, str]:
+    """A value's shape and dtype as text."""
+    if isinstance(value, Tensor):
+        return str(list(value.shape)), str(value.dtype).removeprefix("torch.")
+    return "no value", ""
+
+
+def describe(node: Node | Tensor, name: str = "") -> str:
+    """A node in one line: name, distribution, shape, dtype, observed or not."""
+    if isinstance(node, Node):
+        shape, dtype = shape_and_dtype(node.value)
+        return f"{node.name!r}: {node.kind} {shape} {dtype}{', observed' if node.is_observed else ''}".rstrip()
+    shape, dtype = shape_and_dtype(node)
+    return f"{name!r}: deterministic {shape} {dtype}".rstrip()
