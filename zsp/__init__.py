@@ -3,7 +3,7 @@
     model function --@meta_bayesian_net--> MetaBayesianNet --observe(x=...)--> BayesianNet --log_joint()--> Tensor
 """
 
-from zsp import distributions
+from zsp import distributions, graph
 from zsp.bayesian_net import BayesianNet
 from zsp.checks import NodeError, diagnose
 from zsp.execution import checked
@@ -26,6 +26,7 @@ __all__ = [
     "distributions",
     "elbo",
     "fit",
+    "graph",
     "is_loglikelihood",
     "meta_bayesian_net",
     "module",

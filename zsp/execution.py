@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from zsp.graph.tracing import Tracer
     from zsp.variables import Variables
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "can_read_values",
     "checked",
     "current_execution",
+    "current_tracer",
     "is_strict",
     "set_execution",
+    "set_tracer",
 ]
 
 PLAIN, FIRST, STRICT = 0, 1, 2
@@ -100,6 +103,18 @@ def set_execution(execution: Execution | None) -> Execution | None:
     return previous
 
 
+def current_tracer() -> Tracer | None:
+    """What follows the values in this thread, for the graph of a net."""
+    return getattr(_local, "tracer", None)
+
+
+def set_tracer(tracer: Tracer | None) -> Tracer | None:
+    """Tell checked nets in this thread to report to ``tracer`` and return the one before, to be set again."""
+    previous = getattr(_local, "tracer", None)
+    _local.tracer = tracer
+    return previous
+
+
 @contextmanager
 def checked() -> Iterator[None]:
     """Check every node of every net that is executed inside, and that its log probability is finite.
@@ -124,9 +139,9 @@ def is_strict() -> bool:
 
 
 def can_read_values() -> bool:
-    """Whether a tensor's values can be looked at here: not inside a functorch transform or while tracing."""
+    """Whether a tensor's values can be looked at here: not inside a functorch transform or while torch traces."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_dispatch_stack() > (current_tracer() is not None)
     )

@@ -10,7 +10,7 @@ import dis
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,17 @@ from zsp.bayesian_net import BayesianNet
 from zsp.distributions import NodeMethods
 from zsp.variables import FunctionModule, shape_key
 
-__all__ = ["MetaBayesianNet", "meta_bayesian_net"]
+if TYPE_CHECKING:
+    import networkx
 
-P = ParamSpec("P")
+__all__ = ["MetaBayesianNet", "meta_bayesian_net"]
 
 _INPUT = object()  # stands in ``_inputs`` for a value that lives among the module's parameters, buffers or submodules
 
 
 def meta_bayesian_net(
     scope: str | None = None, reuse_variables: bool = False
-) -> Callable[[Callable[P, BayesianNet]], Callable[P, MetaBayesianNet]]:
+) -> Callable[[Callable[..., BayesianNet]], Callable[..., MetaBayesianNet]]:
     """Decorate a function that declares a Bayesian net, so that calling it gives a :class:`MetaBayesianNet`.
 
     ::
@@ -61,14 +62,14 @@ def meta_bayesian_net(
     if callable(scope):
         raise TypeError("write @zsp.meta_bayesian_net() or @zsp.meta_bayesian_net(scope=...), with parentheses.")
 
-    def decorate(function: Callable[P, BayesianNet]) -> Callable[P, MetaBayesianNet]:
+    def decorate(function: Callable[..., BayesianNet]) -> Callable[..., MetaBayesianNet]:
         parameters = inspect.signature(function).parameters
         for name in _literal_node_names(function):
             if name in parameters:
                 raise checks.input_and_node(function.__name__, name)
 
         @functools.wraps(function)
-        def build(*args: P.args, **kwargs: P.kwargs) -> MetaBayesianNet:
+        def build(*args: Any, **kwargs: Any) -> MetaBayesianNet:
             return MetaBayesianNet(function, args, kwargs, scope=scope, reuse_variables=reuse_variables)
 
         return build
@@ -198,7 +199,8 @@ class MetaBayesianNet(FunctionModule):
             if name not in inputs:
                 raise ValueError(
                     f"the input {name!r} of the model {self._scope!r} has no value. Give it when the model is made "
-                    f"({self._function.__name__}({name}=...)), with bind({name}=...), or as a key of the observed values."
+                    f"({self._function.__name__}({name}=...)), with bind({name}=...), or as a key of the observed "
+                    "values."
                 )
         shapes: Any = ()
         if not torch.compiler.is_compiling():
@@ -217,8 +219,8 @@ class MetaBayesianNet(FunctionModule):
         if bn._index < 0:
             if observed:
                 raise ValueError(
-                    f"the net that {self._function.__name__!r} returns was made with observations of its own, so that it "
-                    f"cannot take those for {', '.join(map(repr, observed))}. Make it with zsp.BayesianNet()."
+                    f"the net that {self._function.__name__!r} returns was made with observations of its own, so that "
+                    f"it cannot take those for {', '.join(map(repr, observed))}. Make it with zsp.BayesianNet()."
                 )
         elif bn._n_used != len(observed):
             raise checks.unknown_observations(bn, sorted(self._input_names), latents)
@@ -228,6 +230,23 @@ class MetaBayesianNet(FunctionModule):
 
     def _rerun(self, values: Mapping[str, Any], observed: Mapping[str, Any]) -> BayesianNet:
         return self._execute({**values, **observed})
+
+    def graph(self, **values: Any) -> networkx.DiGraph:
+        """The dependency graph of the model, found by executing it once; see :mod:`zsp.graph`.
+
+        Args:
+            **values: as for :meth:`observe`.
+
+        Returns:
+            A directed graph of stochastic and deterministic nodes, with an edge from each node to those whose
+            parameters were computed from its value.
+
+        Raises:
+            ValueError: as for :meth:`observe`, and if the value of a node that has no draws is needed.
+        """
+        from zsp.graph import dependency_graph
+
+        return dependency_graph(self, values)
 
     # -- views, variables, the log joint ----------------------------------------------------------------------------
 
@@ -296,7 +315,9 @@ class MetaBayesianNet(FunctionModule):
         if name == "log_joint":
             # torch would make a module an attribute of its own; this is a property that may hold one
             if value is not None and not callable(value):
-                raise TypeError(f"log_joint must be a function from a BayesianNet to a tensor, got {type(value).__name__}.")
+                raise TypeError(
+                    f"log_joint must be a function from a BayesianNet to a tensor, got {type(value).__name__}."
+                )
             self._modules.pop("_custom_log_joint", None)
             self.__dict__.pop("_custom_log_joint", None)
             if not isinstance(value, nn.Module):

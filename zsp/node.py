@@ -141,7 +141,8 @@ class Unavailable:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Unavailable)).error()
+        given = torch.utils._pytree.tree_leaves((args, kwargs))  # torch.stack takes a list
+        raise next(argument for argument in given if isinstance(argument, Unavailable)).error()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
