@@ -13,7 +13,7 @@ install := $(python) -m pip install --quiet --disable-pip-version-check -c const
 demo: $(VENV)/.demo
 	$(python) -m zsp demo
 
-# One torch thread in each of the JOBS processes: faster than one process with JOBS threads.
+# One torch thread in each of the JOBS processes, so that they do not compete for the cores.
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(python) -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 

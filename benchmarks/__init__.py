@@ -1,0 +1,1 @@
+"""zsp beside its peers and hand-written PyTorch: ``python -m benchmarks`` prints one table."""

@@ -1,0 +1,81 @@
+"""The benchmarks compare what computes the same, and run; no time is asserted."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import import_time, memory, node_overhead, vae_step
+from benchmarks.timing import Options, Row, compare, interleave, main
+
+ONCE = Options(repeats=1, threads=torch.get_num_threads())
+TINY = vae_step.Size(6, 5, 2, at_most=1.15, pyro_at_least=2.5, batch=4)
+
+
+@pytest.mark.parametrize("benchmark_", [vae_step.BENCHMARK, node_overhead.BENCHMARK, import_time.BENCHMARK])
+def test_both_sides_compute_the_same(benchmark_):
+    benchmark_.check()
+
+
+def test_check_sees_a_hand_written_loss_that_is_another(monkeypatch):
+    monkeypatch.setattr(vae_step.HandWrittenVAE, "fused_loss", lambda self, x: self.loss(x) * 1.0001)
+    with pytest.raises(AssertionError):
+        vae_step.check()
+
+
+def test_vae_step_without_peers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyro", None)
+    monkeypatch.setitem(sys.modules, "jax", None)
+    rows = {row.name: row for row in vae_step._rows_of(TINY, ONCE)}
+    assert rows["VAE 6-5-2: zsp / hand-written"].bar == "at most 1.15"
+    missing = [name for name, row in rows.items() if row.result == "not installed"]
+    assert missing == ["VAE 6-5-2: Pyro", "VAE 6-5-2: NumPyro"]
+
+
+def test_node_overhead_of_one_family(monkeypatch):
+    monkeypatch.setattr(node_overhead, "FAMILIES", {"normal(mean, std)": node_overhead.FAMILIES["normal(mean, std)"]})
+    rows = list(node_overhead.rows(ONCE))
+    assert len(rows) == 5 and all(row.result.endswith("s") for row in rows)
+
+
+@pytest.mark.parametrize("how", ["plain", "fit"])
+def test_memory_of_a_few_steps(how):
+    measured = memory.measure(how, first=3, last=12)
+    (mib, _), (before, after) = measured["resident_mib"], measured["live_tensors"]
+    assert mib > 1 and before == after > 14
+
+
+def test_compare_takes_the_ratio_of_medians():
+    times = {"a": [2.0, 3.0, 10.0], "b": [1.0, 2.0, 4.0]}
+    row = compare("x", times, "a", "b", at_most=1.4)
+    assert (row.result, row.is_met, row.times) == ("1.5", False, "3 s / 2 s")
+    assert row.spread == "pairs 2 (1.5 to 2.5), best 2"
+    assert compare("x", times, "a", "b", at_least=1.5).is_met
+    assert compare("x", times, "a", "b").is_met is None
+
+
+def test_candidates_take_turns():
+    order = []
+    times = interleave({name: lambda name=name: order.append(name) for name in "ab"}, 2, block=0.0)
+    assert "".join(order).strip("ab") == "" and [len(times[name]) for name in "ab"] == [2, 2]
+    turns = "".join(name for name, before in zip(order, ["", *order], strict=False) if name != before)
+    assert turns == "ababab"  # the first two to see how long a call takes
+
+
+def test_the_table_names_what_it_was_run_on(capsys):
+    ours = vae_step.Benchmark("one", lambda: None, lambda options: iter([Row("thing", "1.01", "at most 1", False)]))
+    other = vae_step.Benchmark("two", lambda: None, lambda options: iter([Row.missing("other", "NumPyro")]))
+    main([ours, other], ["one", "--threads", str(torch.get_num_threads())])
+    printed = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in printed and "| thing     | 1.01   | at most 1 | NO  |" in printed
+    assert "other: NumPyro" not in printed
+    with pytest.raises(SystemExit):
+        main([ours, other], ["three"])
+
+
+def test_a_script_runs_on_its_own(tmp_path):
+    script = Path(node_overhead.__file__).with_name("import_time.py")
+    done = subprocess.run([sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "--threads" in done.stdout
