@@ -59,7 +59,7 @@ def register_distribution(*, hint: str = "", **constraints: Constraint) -> Calla
             raise ValueError(
                 f"bn.{name} exists already and is zsp's own: give your distribution another name than {name!r}."
             )
-        declared = node_type(hint=hint, **constraints)(function)
+        declared = node_type(hint=hint, scipy="", **constraints)(function)
         setattr(BayesianNet, name, node_method(declared))
         _registered.add(name)
         return declared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,7 @@ class Case:
         extremes: pairs (parameters, value) with finite log density and derivatives, also in float32.
         values: given values [n, 3, *event] where there are no draws.
         smooth_value: the log density is differentiable in the value.
+        reparameterized: the draws of a continuous variable are differentiable in the parameters.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Case:
     extremes: tuple[tuple[Parameters, Any], ...] = field(default=())
     values: Tensor | None = None
     smooth_value: bool = True
+    reparameterized: bool = True
 
     @property
     def row(self) -> NodeType:
@@ -71,12 +74,17 @@ class Case:
     @staticmethod
     def cast(parameters: Parameters, dtype: torch.dtype, device: Any = None) -> Parameters:
         """The floating-point parameters in another dtype."""
-        return {
-            name: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
-            if isinstance(value, Tensor)
-            else value
-            for name, value in parameters.items()
-        }
+
+        def to(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+            if isinstance(value, torch.distributions.Distribution):  # a parameter of mixtures and flows
+                changed = copy.copy(value)
+                changed.__dict__.update({key: to(part) for key, part in vars(value).items()})
+                return changed
+            return value
+
+        return {name: to(value) for name, value in parameters.items()}
 
     def element(self, index: int) -> Parameters:
         """The parameters of one element of the batch, as numpy."""
@@ -129,6 +137,70 @@ def _multinomial_cells(n: int, k: int) -> np.ndarray:
     return grid[grid.sum(-1) == n]
 
 
+def _truncated(p: Any) -> Any:
+    ends = ((p[end] - p["mean"]) / p["std"] for end in ("minval", "maxval"))
+    return st.truncnorm(*ends, loc=p["mean"], scale=p["std"])
+
+
+def _truncated_log_density(p: Any, x: np.ndarray) -> np.ndarray:
+    # scipy's own takes differences of distribution functions: here the smaller tails
+    low, high = (p["minval"] - p["mean"]) / p["std"], (p["maxval"] - p["mean"]) / p["std"]
+    if low + high > 0:
+        low, high = -high, -low
+    mass = sp.log_ndtr(high) + np.log1p(-np.exp(sp.log_ndtr(low) - sp.log_ndtr(high)))
+    return _norm(p).logpdf(x) - mass
+
+
+def _continuous_bernoulli(p: Any, x: np.ndarray) -> np.ndarray:
+    # equations 6 and 7 of Loaiza-Ganem & Cunningham 2019 as they are printed
+    rate = sp.expit(p["logits"])
+    constant = 2 * np.arctanh(1 - 2 * rate) / (1 - 2 * rate) if rate != 0.5 else 2.0
+    return np.log(constant * rate**x * (1 - rate) ** (1 - x))
+
+
+def _zero_inflated(base: Callable[[Any], Any]) -> Callable[[Any, np.ndarray], np.ndarray]:
+    def log_probability(p: Any, x: np.ndarray) -> np.ndarray:
+        gate = sp.expit(p["gate_logits"])
+        return np.log(gate * (x == 0) + (1 - gate) * base(p).pmf(x))
+
+    return log_probability
+
+
+def _negative_binomial(p: Any) -> Any:
+    return st.nbinom(p["total_count"], sp.expit(-p["logits"]))
+
+
+def _ordered(p: Any, x: np.ndarray) -> np.ndarray:
+    edges = sp.expit(np.concatenate([[-np.inf], p["cutpoints"] - p["predictor"], [np.inf]]))
+    return np.log(np.diff(edges))[x.astype(int)]
+
+
+def _discretized(p: Any, x: np.ndarray) -> np.ndarray:
+    # equation 2 of Salimans et al. 2017 as it is printed, pixels 0 and 255 with infinite edges, scaled to [-1, 1]
+    edges = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 127.5 - 1, [np.inf]])
+    cdf = sp.expit((edges[:, None] - p["loc"]) / np.exp(p["logscale"]))
+    return np.log((np.diff(cdf, axis=0) * sp.softmax(p["logits"])).sum(-1))[x.astype(int)]
+
+
+def _wrapped(p: Any) -> Any:
+    return st.vonmises(p["concentration"], p["loc"])
+
+
+def _lkj(p: Any, x: np.ndarray) -> np.ndarray:
+    # equations 16 and 17 of Lewandowski et al. 2009 for the correlation matrix, and the Jacobian of L L^T
+    d, eta = p["dim"], p["concentration"]
+    k = np.arange(1, d)
+    constant = ((2 * eta - 2 + d - k) * (d - k)).sum() * np.log(2)
+    constant += ((d - k) * sp.betaln(eta + (d - k - 1) / 2, eta + (d - k - 1) / 2)).sum()
+    diagonal = np.diagonal(x, axis1=-2, axis2=-1)
+    return 2 * (eta - 1) * np.log(diagonal).sum(-1) - constant + (np.log(diagonal) * (d - np.arange(1, d + 1))).sum(-1)
+
+
+def _mixture(p: Any) -> tuple[np.ndarray, Any]:
+    c = p["components"]
+    return sp.softmax(p["logits"]), st.norm(c.loc.double().cpu().numpy(), c.scale.double().cpu().numpy())
+
+
 MEAN, STD = t([0.0, -1.5, 2.0]), t([1.0, 0.3, 2.5])
 LOGITS = t([[0.0, 1.0, -1.0], [2.0, 0.0, -0.5], [-1.0, -1.0, 0.3]])
 TRIL = t([[[1.0, 0.0], [0.5, 0.8]], [[0.4, 0.0], [-0.3, 1.5]], [[2.0, 0.0], [0.0, 0.7]]])
@@ -140,6 +212,10 @@ MATRIX = t(np.linspace(-1, 1, 18).reshape(3, 2, 3))
 POSITIVE, POSITIVE2 = t([0.6, 1.0, 4.0]), t([1.5, 0.4, 2.0])
 BAGS = torch.randint(0, 4, (8, 3, 3), generator=torch.Generator().manual_seed(0)).double()
 LAST = 1 - 2.0**-24
+LOWS, HIGHS = t([-1.0, -1.0, 4.0]), t([0.5, 0.5, 6.0])
+FACTOR = t([[[1.0], [0.5]], [[0.0], [-0.7]], [[2.0], [0.1]]])
+COMPONENTS = zsp.distributions.Normal(t([-1.0, 0.5, 4.0]), t([0.5, 1.0, 2.0]))
+CUTS = t([[-1.0, 0.2, 1.5], [-3.0, -1.0, 0.0], [0.5, 0.7, 4.0]])
 
 CASES = (
     Case(
@@ -396,6 +472,223 @@ CASES = (
         event_shape=(2, 3),
         outside=[[float("nan"), 0.0, 0.0], [0.0, 0.0, 0.0]],
         extremes=(({"mean": t([[0.0]]), "u_tril": t([[1e-6]]), "v_tril": t([[1.0]])}, [[1e6]]),),
+    ),
+    Case(
+        "truncated_normal",
+        {"mean": MEAN, "std": STD, "minval": LOWS, "maxval": HIGHS},
+        _truncated_log_density,
+        cdf=lambda p, x: _truncated(p).cdf(x),
+        scored=False,
+        outside=7.0,
+        extremes=(
+            ({"mean": t(0.0), "std": t(1.0), "minval": t(1e3), "maxval": t(1e4)}, 1000.5),
+            ({"mean": t(0.0), "std": t(1.0), "minval": t(1e15)}, 1e15),
+            ({"mean": t(1e6), "std": t(1.0), "maxval": t(0.0)}, -1e-3),
+            ({"mean": t(0.0), "std": t(1.0), "minval": t(0.0), "maxval": t(1e-30)}, 1e-30),
+            ({"mean": t(0.0), "logstd": t(0.0), "minval": t(-1e4), "maxval": t(1e4)}, -100.0),
+            ({"mean": t(0.0), "std": t(1.0)}, 12.0),
+        ),
+    ),
+    Case(
+        "cauchy",
+        {"loc": MEAN, "scale": STD},
+        lambda p, x: st.cauchy(p["loc"], p["scale"]).logpdf(x),
+        cdf=lambda p, x: st.cauchy(p["loc"], p["scale"]).cdf(x),
+        outside=float("nan"),
+        extremes=tuple(({"loc": t(0.0), "scale": t(1.0)}, x) for x in (0.0, 1e-30, -1e15, 1e30)),
+    ),
+    Case(
+        "gumbel",
+        {"loc": MEAN, "scale": STD},
+        lambda p, x: st.gumbel_r(p["loc"], p["scale"]).logpdf(x),
+        cdf=lambda p, x: st.gumbel_r(p["loc"], p["scale"]).cdf(x),
+        outside=float("nan"),
+        extremes=tuple(({"loc": t(0.0), "scale": t(1.0)}, x) for x in (-70.0, 1e4, 1e30)),
+    ),
+    Case(
+        "pareto",
+        {"scale": STD, "alpha": POSITIVE},
+        lambda p, x: st.pareto(p["alpha"], scale=p["scale"]).logpdf(x),
+        cdf=lambda p, x: st.pareto(p["alpha"], scale=p["scale"]).cdf(x),
+        scored=False,
+        outside=0.2,
+        extremes=(({"scale": t(1.0), "alpha": t(0.1)}, 1e30), ({"scale": t(1e-30), "alpha": t(2.0)}, 1e-30)),
+    ),
+    Case(
+        "chi2",
+        {"df": t([0.8, 2.0, 7.0])},
+        lambda p, x: st.chi2(p["df"]).logpdf(x),
+        cdf=lambda p, x: st.chi2(p["df"]).cdf(x),
+        exact_path=False,
+        outside=-0.5,
+        extremes=(({"df": t(2.0)}, 0.0), ({"df": t(1e-3)}, 1e-37), ({"df": t(3.0)}, 1e30)),
+    ),
+    Case(
+        "continuous_bernoulli",
+        {"logits": t([0.01, -2.0, 5.0])},
+        _continuous_bernoulli,
+        cdf=lambda p, x: np.expm1(p["logits"] * x) / np.expm1(p["logits"]),
+        outside=1.1,
+        extremes=tuple(({"logits": t(logit)}, x) for logit in (-1e3, 0.0, 1e-8, 0.2, 1e3) for x in (0.0, 0.5, 1.0)),
+    ),
+    Case(
+        "von_mises",
+        {"loc": t([0.0, -1.5, 3.0]), "concentration": t([0.3, 2.0, 150.0])},
+        lambda p, x: _wrapped(p).logpdf(x),
+        cdf=lambda p, x: _wrapped(p).cdf(x) - _wrapped(p).cdf(-np.pi),
+        reparameterized=False,
+        outside=4.0,
+        extremes=(
+            ({"loc": t(0.0), "concentration": t(1e8)}, 1.0),
+            ({"loc": t(0.0), "concentration": t(1e-30)}, 3.0),
+            ({"loc": t(2.0), "concentration": t(1.0)}, 2.0),
+        ),
+    ),
+    Case(
+        "geometric",
+        {"logits": t([0.0, -2.0, 1.5])},
+        lambda p, x: st.geom(sp.expit(p["logits"]), loc=-1).logpmf(x),
+        discrete=True,
+        cells=_binary(200),
+        outside=0.5,
+        extremes=tuple(({"logits": t(logit)}, x) for logit in (-1e3, 0.0, 1e3) for x in (0.0, 5.0)),
+    ),
+    Case(
+        "negative_binomial",
+        {"logits": t([0.0, -2.0, 1.5]), "total_count": t([0.7, 150.0, 4.0])},
+        lambda p, x: _negative_binomial(p).logpmf(x),
+        discrete=True,
+        cells=_binary(300),
+        outside=1.5,
+        extremes=(
+            ({"logits": t(-1e3), "total_count": t(1.0)}, 2.0),
+            ({"logits": t(1e3), "total_count": t(1.0)}, 0.0),
+            ({"logits": t(-20.0), "total_count": t(1e8)}, 0.0),
+            ({"logits": t(0.0), "total_count": t(1e-30)}, 4.0),
+        ),
+    ),
+    Case(
+        "zero_inflated_poisson",
+        {"rate": t([0.5, 3.0, 12.0]), "gate_logits": t([0.0, -2.0, 1.0])},
+        _zero_inflated(lambda p: st.poisson(p["rate"])),
+        discrete=True,
+        cells=_binary(60),
+        outside=1.5,
+        extremes=tuple(
+            ({"rate": t(rate), "gate_logits": t(gate)}, x)
+            for rate in (1e-30, 1.0, 1e6)
+            for gate in (-1e3, 0.0, 1e3)
+            for x in (0.0, 3.0)
+        ),
+    ),
+    Case(
+        "zero_inflated_negative_binomial",
+        {"logits": t([0.0, -2.0, 1.5]), "total_count": t([0.7, 20.0, 4.0]), "gate_logits": t([0.0, -2.0, 1.0])},
+        _zero_inflated(_negative_binomial),
+        discrete=True,
+        cells=_binary(300),
+        outside=1.5,
+        extremes=(
+            ({"logits": t(-1e3), "total_count": t(1.0), "gate_logits": t(0.0)}, 2.0),
+            ({"logits": t(1e3), "total_count": t(1.0), "gate_logits": t(-1e3)}, 0.0),
+        ),
+    ),
+    Case(
+        "ordered_logistic",
+        {"predictor": t([0.0, -1.0, 2.0]), "cutpoints": CUTS},
+        _ordered,
+        discrete=True,
+        cells=_binary(4),
+        outside=4.0,
+        extremes=tuple(
+            ({"predictor": t(h), "cutpoints": t([-1.0, -1.0 + 1e-6, 2.0])}, x)
+            for h in (-1e3, 0.0, 1e3)
+            for x in (0.0, 1.0, 3.0)
+        ),
+    ),
+    Case(
+        "discretized_logistic_mixture",
+        {
+            "logits": LOGITS,
+            "loc": t([[-1.0, 0.0, 1.0], [0.2, 0.3, -0.9], [1.2, -1.1, 0.5]]),
+            "logscale": t([[-2.0, -3.0, -1.5], [-1.0, -4.0, -2.0], [-3.0, -2.5, -3.5]]),
+        },
+        _discretized,
+        discrete=True,
+        cells=_binary(256),
+        outside=256.0,
+        extremes=tuple(
+            ({"logits": t([0.0, 1.0]), "loc": t([loc, 0.1]), "logscale": t([scale, scale])}, x)
+            for loc in (-1.0, 1.0)
+            for scale in (-12.0, 0.0, 30.0)
+            for x in (0.0, 100.0, 255.0)
+        ),
+    ),
+    Case(
+        "low_rank_multivariate_normal",
+        {"mean": VECTOR, "cov_factor": FACTOR, "cov_diag": t([[1.0, 0.5], [0.3, 0.3], [2.0, 0.1]])},
+        _mvn(lambda p: p["cov_factor"] @ p["cov_factor"].T + np.diag(p["cov_diag"])),
+        event_shape=(2,),
+        outside=[float("nan"), 0.0],
+        extremes=(({"mean": t([0.0, 0.0]), "cov_factor": t([[1e-3], [0.0]]), "cov_diag": t([1e6, 1e-6])}, [1e6, 1.0]),),
+    ),
+    Case(
+        "multivariate_student_t",
+        {"df": t([2.5, 45.0, 1000.0]), "mean": VECTOR, "scale_tril": TRIL},
+        lambda p, x: st.multivariate_t(p["mean"], p["scale_tril"] @ p["scale_tril"].T, p["df"]).logpdf(x),
+        event_shape=(2,),
+        outside=[float("nan"), 0.0],
+        extremes=(
+            ({"df": t(1e7), "mean": t([0.0, 0.0]), "scale_tril": t([[1.0, 0.0], [0.0, 1.0]])}, [1.0, 1.0]),
+            ({"df": t(1e-3), "mean": t([0.0, 0.0]), "scale_tril": t([[1.0, 0.0], [0.0, 1e3]])}, [1e15, 1.0]),
+        ),
+    ),
+    Case(
+        "wishart",
+        {"df": t([2.5, 4.0, 30.0]), "scale_tril": TRIL},
+        lambda p, x: st.wishart(float(p["df"]), p["scale_tril"] @ p["scale_tril"].T).logpdf(np.moveaxis(x, 0, -1)),
+        event_shape=(2, 2),
+        outside=[[1.0, 2.0], [2.0, 1.0]],
+        extremes=(
+            ({"df": t(2.0), "cov": t([[1.0, 0.0], [0.0, 1.0]])}, [[1e-10, 0.0], [0.0, 1e10]]),
+            ({"df": t(1e3), "precision": t([[1e6, 0.0], [0.0, 1.0]])}, [[1.0, 0.5], [0.5, 1.0]]),
+        ),
+    ),
+    Case(
+        "lkj_cholesky",
+        {"dim": 3, "concentration": t([0.7, 1.0, 4.0])},
+        _lkj,
+        event_shape=(3, 3),
+        outside=[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]],
+        extremes=(
+            ({"dim": 2, "concentration": t(1e-3)}, [[1.0, 0.0], [1.0, 1e-30]]),
+            ({"dim": 2, "concentration": t(1e4)}, [[1.0, 0.0], [0.0, 1.0]]),
+        ),
+    ),
+    Case(
+        "mixture",
+        {"logits": LOGITS, "components": COMPONENTS},
+        lambda p, x: np.log((_mixture(p)[1].pdf(x[:, None]) * _mixture(p)[0]).sum(-1)),
+        cdf=lambda p, x: (_mixture(p)[1].cdf(x[:, None]) * _mixture(p)[0]).sum(-1),
+        reparameterized=False,
+        outside=float("nan"),
+        extremes=(
+            ({"logits": t([0.0, 1e3, -1e3]), "components": COMPONENTS}, 1e3),
+            ({"logits": t([0.0, 0.0, -torch.inf]), "components": COMPONENTS}, -1e6),
+        ),
+    ),
+    Case(
+        "flow",
+        {
+            "base": zsp.distributions.Normal(torch.zeros(3, dtype=torch.float64), t(1.0)),
+            "transforms": [
+                torch.distributions.transforms.AffineTransform(1.0, 0.5),
+                torch.distributions.transforms.ExpTransform(),
+            ],
+        },
+        lambda p, x: st.norm.logpdf(2 * (np.log(x) - 1)) + np.log(2 / x),
+        outside=-1.0,
+        extremes=(),
     ),
     Case(
         "empirical",

@@ -76,6 +76,7 @@ class Bernoulli(Lean, torch.distributions.Bernoulli):
     logits=real,
     hint="A Bernoulli value is 0 or 1. For grey images divide 0..255 by 255 first, then binarise with "
     "torch.bernoulli(x), or use a continuous likelihood such as bn.normal.",
+    scipy="bernoulli(expit(logits))",
 )
 def bernoulli_node(logits: Value, **options: Unpack[DiscreteOptions]) -> Bernoulli:
     r"""Bernoulli node, :math:`x \in \{0, 1\}`.

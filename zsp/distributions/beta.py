@@ -83,6 +83,13 @@ class Dirichlet(Lean):
         """m (1 - m) / (sum of a + 1), with m the mean."""
         return self.mean * (1 - self.mean) / (self.concentration.sum(-1, True) + 1)
 
+    def entropy(self) -> Tensor:
+        """Entropy in nats."""
+        a = self.concentration
+        total = a.sum(-1)
+        own = (a.lgamma() - (a - 1) * a.digamma()).sum(-1)
+        return own - total.lgamma() + (total - a.shape[-1]) * total.digamma()
+
     def rsample(self, sample_shape=()) -> Tensor:  # type: ignore[override]
         """A draw, differentiable in the parameters, of shape sample_shape + batch + [n_categories]; all positive."""
         draw = log_gamma_draw(self._concentration, self._shape(sample_shape)).softmax(-1)
@@ -94,7 +101,12 @@ class Dirichlet(Lean):
         return xlogy(a - 1, value).sum(-1) + a.sum(-1).lgamma() - a.lgamma().sum(-1)
 
 
-@node_type(alpha=positive, beta=positive, hint="A beta value lies between 0 and 1, without the ends.")
+@node_type(
+    alpha=positive,
+    beta=positive,
+    hint="A beta value lies between 0 and 1, without the ends.",
+    scipy="beta(alpha, beta)",
+)
 def beta_node(alpha: Value, beta: Value, **options: Unpack[ReparameterizedOptions]) -> Beta:
     r"""Beta node with mean a / (a + b).
 
@@ -110,6 +122,7 @@ def beta_node(alpha: Value, beta: Value, **options: Unpack[ReparameterizedOption
 @node_type(
     alpha=torch.distributions.constraints.independent(positive, 1),
     hint="A Dirichlet value is a vector of non-negative numbers that sum to 1 over its last axis.",
+    scipy="dirichlet(alpha)",
 )
 def dirichlet_node(alpha: Tensor, **options: Unpack[ReparameterizedOptions]) -> Dirichlet:
     r"""Dirichlet node over probability vectors of length K.

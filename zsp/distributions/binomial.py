@@ -59,6 +59,15 @@ class Binomial(Lean):
         """n p (1 - p)."""
         return self.mean * (-self.logits).sigmoid()
 
+    def entropy(self) -> Tensor:
+        """Entropy in nats, by a sum over 0, 1, ..., the largest n."""
+        n_max = int(self._total_count.max())
+        counts = torch.arange(n_max + 1, dtype=self.dtype, device=self._logits.device)
+        counts = counts.view(-1, *(1 for _ in self._batch_shape))
+        inside = counts <= self._total_count
+        log_p = self.log_prob(torch.where(inside, counts, 0.0))
+        return -torch.where(inside, log_p.exp() * log_p, 0.0).sum(0)
+
     def sample(self, sample_shape=()) -> Tensor:  # type: ignore[override]
         """Counts in the dtype of the logits, of shape sample_shape + batch."""
         with torch.no_grad():
@@ -77,6 +86,7 @@ class Binomial(Lean):
     logits=real,
     n_experiments=nonnegative_integer,
     hint="A binomial value is a count from 0 to n_experiments, not a proportion: multiply by n_experiments.",
+    scipy="binom(n_experiments, expit(logits))",
 )
 def binomial_node(logits: Value, n_experiments: int | Tensor, **options: Unpack[DiscreteOptions]) -> Binomial:
     r"""Binomial node: successes in n trials.

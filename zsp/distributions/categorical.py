@@ -129,6 +129,16 @@ class OneHotCategorical(Lean):
         """The probabilities."""
         return self.probs
 
+    @property
+    def variance(self) -> Tensor:
+        """p (1 - p) of each component."""
+        return self.probs * (1 - self.probs)
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats."""
+        log_p = self._logits.log_softmax(-1)
+        return -times_log(log_p.exp(), log_p).sum(-1)
+
     def sample(self, sample_shape=()) -> Tensor:  # type: ignore[override]
         """One-hot vectors in the dtype of the logits, of shape sample_shape + batch + [n_categories]."""
         labels = _draw_labels(self._logits, sample_shape)
@@ -151,6 +161,7 @@ class OneHotCategorical(Lean):
     logits=real_vector,
     hint="A categorical value is a label 0, 1, ..., n_categories - 1. For one-hot vectors use bn.onehot_categorical; "
     "labels that start at 1 need 1 subtracted.",
+    scipy="rv_discrete(values=(arange(K), softmax(logits)))",
 )
 def categorical_node(logits: Tensor, **options: Unpack[DiscreteOptions]) -> Categorical:
     r"""Categorical node over labels, :math:`x \in \{0, \dots, K - 1\}`; also named ``discrete``.
@@ -167,6 +178,7 @@ def categorical_node(logits: Tensor, **options: Unpack[DiscreteOptions]) -> Cate
     logits=real_vector,
     hint="A value is a vector with one 1 and zeros. For labels use bn.categorical, or "
     "torch.nn.functional.one_hot(labels, n_categories); for relaxed vectors bn.concrete.",
+    scipy="multinomial(1, softmax(logits))",
 )
 def onehot_categorical_node(logits: Tensor, **options: Unpack[DiscreteOptions]) -> OneHotCategorical:
     r"""Categorical node over one-hot vectors of length K; also named ``onehot_discrete``.

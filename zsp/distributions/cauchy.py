@@ -50,7 +50,7 @@ class Cauchy(Lean, torch.distributions.Cauchy):
         return -_log1p_square((value - self._loc) / self._scale) - self._scale.log() - math.log(math.pi)
 
 
-@node_type(loc=real, scale=positive)
+@node_type(loc=real, scale=positive, scipy="cauchy(loc, scale)")
 def cauchy_node(loc: Value, scale: Value, **options: Unpack[ReparameterizedOptions]) -> Cauchy:
     r"""Cauchy node: Student's t with one degree of freedom, without mean or variance.
 

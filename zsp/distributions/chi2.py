@@ -28,7 +28,7 @@ class Chi2(Gamma):
         return 2 * self.concentration
 
 
-@node_type(df=positive, hint="A chi-squared value is positive.")
+@node_type(df=positive, hint="A chi-squared value is positive.", scipy="chi2(df)")
 def chi2_node(df: Value, **options: Unpack[ReparameterizedOptions]) -> Chi2:
     r"""Chi-squared node with mean n.
 

@@ -27,7 +27,7 @@ def _log_sinhc(y: Tensor) -> Tensor:
 class ContinuousBernoulli(Lean, torch.distributions.ContinuousBernoulli):
     r"""torch's continuous Bernoulli, exact at every logit.
 
-    (torch's goes through the probability: it loses digits beside 1/2, by a Taylor series, and far from it.)
+    (torch's goes through a clamped probability: its log density is wrong by 0.6 at a logit of 30 in float32.)
 
     Args:
         logits: l, a tensor or a number; positive favours 1.
@@ -98,9 +98,7 @@ class ContinuousBernoulli(Lean, torch.distributions.ContinuousBernoulli):
         return side - (_log_sinhc(logits / 2) - logits.abs() / 2)
 
 
-@node_type(
-    logits=real, hint="A continuous Bernoulli value lies in [0, 1]; images of 0..255 are divided by 255 first."
-)
+@node_type(logits=real, hint="A continuous Bernoulli value lies in [0, 1]; images of 0..255 are divided by 255 first.")
 def continuous_bernoulli_node(logits: Value, **options: Unpack[ReparameterizedOptions]) -> ContinuousBernoulli:
     r"""Continuous Bernoulli node on [0, 1], for intensities between black and white.
 

@@ -37,7 +37,7 @@ class Exponential(Lean, torch.distributions.Exponential):
         return torch.where(value >= 0, self._rate.log() - self._rate * value, -torch.inf)
 
 
-@node_type(rate=positive, hint="An exponential value is not negative.")
+@node_type(rate=positive, hint="An exponential value is not negative.", scipy="expon(scale=1 / rate)")
 def exponential_node(rate: Value, **options: Unpack[ReparameterizedOptions]) -> Exponential:
     r"""Exponential node with mean 1 / r.
 

@@ -72,6 +72,15 @@ class InverseGamma(Lean):
         a = torch.where(self.concentration > 2, self.concentration, 3.0)
         return torch.where(self.concentration > 2, self.rate**2 / ((a - 1) ** 2 * (a - 2)), torch.inf)
 
+    def cdf(self, value: Tensor) -> Tensor:
+        """Distribution function."""
+        return torch.special.gammaincc(self.concentration, self._rate / value)
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats."""
+        a = self.concentration
+        return a + self._rate.log() + a.lgamma() - (1 + a) * a.digamma()
+
     def rsample(self, sample_shape=()) -> Tensor:  # type: ignore[override]
         """A draw, differentiable in the parameters, of shape sample_shape + batch; always finite."""
         draw = (self._rate.log() - log_gamma_draw(self._concentration, self._shape(sample_shape))).exp()
@@ -83,7 +92,7 @@ class InverseGamma(Lean):
         return a * b.log() - a.lgamma() - (a + 1) * value.log() - b / value
 
 
-@node_type(alpha=positive, beta=positive, hint="A gamma value is positive.")
+@node_type(alpha=positive, beta=positive, hint="A gamma value is positive.", scipy="gamma(alpha, scale=1 / beta)")
 def gamma_node(alpha: Value, beta: Value, **options: Unpack[ReparameterizedOptions]) -> Gamma:
     r"""Gamma node with mean a / b.
 
@@ -96,7 +105,9 @@ def gamma_node(alpha: Value, beta: Value, **options: Unpack[ReparameterizedOptio
     return Gamma(alpha, beta)
 
 
-@node_type(alpha=positive, beta=positive, hint="An inverse-gamma value is positive.")
+@node_type(
+    alpha=positive, beta=positive, hint="An inverse-gamma value is positive.", scipy="invgamma(alpha, scale=beta)"
+)
 def inverse_gamma_node(alpha: Value, beta: Value, **options: Unpack[ReparameterizedOptions]) -> InverseGamma:
     r"""Inverse-gamma node: 1 / x is gamma with shape a and rate b.
 

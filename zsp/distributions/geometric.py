@@ -18,7 +18,8 @@ __all__ = ["Geometric", "geometric_node"]
 class Geometric(Lean, torch.distributions.Geometric):
     r"""torch's geometric, in the logits: the number of failures before the first success.
 
-    (torch's density writes into its own parameters, which fails under ``torch.func``, and rounds 1 - p.)
+    (torch's density writes into its parameters, which fails under vmap and compilation, and rounds 1 - p: to zero from
+    logits of 37 on.)
 
     Args:
         logits: log odds l of a success, a tensor or a number.
@@ -65,6 +66,7 @@ class Geometric(Lean, torch.distributions.Geometric):
     logits=real,
     hint="A geometric value counts the failures before the first success: 0, 1, 2, ...; for the number of trials, "
     "which includes the success, subtract 1.",
+    scipy="geom(expit(logits), loc=-1)",
 )
 def geometric_node(logits: Value, **options: Unpack[DiscreteOptions]) -> Geometric:
     r"""Geometric node: the number of failures before the first success (scipy's ``geom`` counts that trial too).

@@ -15,7 +15,7 @@ __all__ = ["Gumbel", "gumbel_node"]
 
 
 class Gumbel(Lean, torch.distributions.Gumbel):
-    r"""torch's Gumbel as one operation rather than a chain of transforms, in which far values become NaN.
+    r"""torch's Gumbel as one operation rather than a chain of transforms.
 
     Args:
         loc: m, the mode, a tensor or a number.
@@ -50,7 +50,7 @@ class Gumbel(Lean, torch.distributions.Gumbel):
         return minus_z - minus_z.exp() - self._scale.log()
 
 
-@node_type(loc=real, scale=positive)
+@node_type(loc=real, scale=positive, scipy="gumbel_r(loc, scale)")
 def gumbel_node(loc: Value, scale: Value, **options: Unpack[ReparameterizedOptions]) -> Gumbel:
     r"""Gumbel node, the distribution of maxima (for minima negate the value).
 

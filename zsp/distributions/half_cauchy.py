@@ -50,6 +50,14 @@ class HalfCauchy(Lean):
         """Distribution function."""
         return (value / self._scale).atan() * (2 / math.pi)
 
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantile function."""
+        return self._scale * (value * (math.pi / 2)).tan()
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats."""
+        return (2 * math.pi * self.scale).log()
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density at ``value``; minus infinity below zero."""
         standard = value / self._scale
@@ -57,7 +65,7 @@ class HalfCauchy(Lean):
         return torch.where(value >= 0, log_p, -torch.inf)
 
 
-@node_type(scale=positive, hint="A half-Cauchy value is not negative.")
+@node_type(scale=positive, hint="A half-Cauchy value is not negative.", scipy="halfcauchy(scale=scale)")
 def half_cauchy_node(scale: Value, **options: Unpack[ReparameterizedOptions]) -> HalfCauchy:
     r"""Half-Cauchy node, a common prior of scales.
 

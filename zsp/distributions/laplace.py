@@ -44,7 +44,7 @@ class Laplace(Lean, torch.distributions.Laplace):
         return -(value - self._loc).abs() / self._scale - (self._scale.log() + math.log(2))
 
 
-@node_type(loc=real, scale=positive)
+@node_type(loc=real, scale=positive, scipy="laplace(loc, scale)")
 def laplace_node(loc: Value, scale: Value, **options: Unpack[ReparameterizedOptions]) -> Laplace:
     r"""Laplace (double exponential) node.
 

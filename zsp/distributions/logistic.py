@@ -52,13 +52,21 @@ class Logistic(Lean):
         """Distribution function."""
         return ((value - self._loc) / self._scale).sigmoid()
 
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantile function."""
+        return self._loc + self._scale * value.logit()
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats."""
+        return self.scale.log() + 2
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density at ``value``."""
         distance = ((value - self._loc) / self._scale).abs()
         return -distance - 2 * softplus(-distance) - self._scale.log()
 
 
-@node_type(loc=real, scale=positive)
+@node_type(loc=real, scale=positive, scipy="logistic(loc, scale)")
 def logistic_node(loc: Value, scale: Value, **options: Unpack[ReparameterizedOptions]) -> Logistic:
     r"""Logistic node.
 

@@ -56,6 +56,11 @@ class Multinomial(Lean):
         total: Any = self._total_count
         return self.logits.softmax(-1) * (total.unsqueeze(-1) if isinstance(total, Tensor) else total)
 
+    @property
+    def variance(self) -> Tensor:
+        """n p (1 - p) of each category."""
+        return self.mean * (1 - self.logits.softmax(-1))
+
     def sample(self, sample_shape=()) -> Tensor:  # type: ignore[override]
         """Counts in the dtype of the logits, of shape sample_shape + batch + [n_categories]."""
         total = self._total_count
@@ -132,6 +137,7 @@ _COUNTS_HINT = "A value is a vector of counts (non-negative whole numbers, one a
     logits=real_vector,
     n_experiments=nonnegative_integer,
     hint=f"{_COUNTS_HINT} Its sum is n_experiments; n_experiments=None takes n from the value.",
+    scipy="multinomial(n_experiments, softmax(logits))",
 )
 def multinomial_node(
     logits: Tensor,

@@ -159,7 +159,7 @@ class MatrixVariateNormal(Lean):
         return -0.5 * standard.square().sum((-2, -1)) - constant
 
 
-@node_type(mean=real_vector, cov_tril=lower_cholesky)
+@node_type(mean=real_vector, cov_tril=lower_cholesky, scipy="multivariate_normal(mean, cov_tril @ cov_tril.T)")
 def multivariate_normal_cholesky_node(
     mean: Tensor, cov_tril: Tensor, **options: Unpack[ReparameterizedOptions]
 ) -> MultivariateNormal:
@@ -174,7 +174,13 @@ def multivariate_normal_cholesky_node(
     return MultivariateNormal(mean, scale_tril=cov_tril)
 
 
-@node_type(mean=real_vector, cov=positive_definite, precision=positive_definite, scale_tril=lower_cholesky)
+@node_type(
+    mean=real_vector,
+    cov=positive_definite,
+    precision=positive_definite,
+    scale_tril=lower_cholesky,
+    scipy="multivariate_normal(mean, cov)",
+)
 def multivariate_normal_node(
     mean: Tensor,
     *,
@@ -200,7 +206,12 @@ def multivariate_normal_node(
     return MultivariateNormal(mean, cov, precision, scale_tril)
 
 
-@node_type(mean=_real_matrix, u_tril=lower_cholesky, v_tril=lower_cholesky)
+@node_type(
+    mean=_real_matrix,
+    u_tril=lower_cholesky,
+    v_tril=lower_cholesky,
+    scipy="matrix_normal(mean, u_tril @ u_tril.T, v_tril @ v_tril.T)",
+)
 def matrix_variate_normal_cholesky_node(
     mean: Tensor, u_tril: Tensor, v_tril: Tensor, **options: Unpack[ReparameterizedOptions]
 ) -> MatrixVariateNormal:

@@ -20,7 +20,7 @@ __all__ = ["NegativeBinomial", "negative_binomial_node"]
 
 
 def _log_rising(r: Tensor, x: Tensor) -> Tensor:
-    r""":math:`\log\Gamma(r + x) - \log\Gamma(r)`; by Stirling's series where both are large (the difference cancels)."""
+    r""":math:`\log\Gamma(r + x) - \log\Gamma(r)`; by Stirling's series for large r (it cancels)."""
     is_large = r > 100
     small, big = torch.where(is_large, 1.0, r), torch.where(is_large, r, 100.0)
     total = big + x
@@ -86,10 +86,13 @@ class NegativeBinomial(Lean, torch.distributions.NegativeBinomial):
         return coefficient + r * logsigmoid(-self._logits) + times_log(value, logsigmoid(self._logits))
 
 
-@node_type(logits=real, total_count=positive, hint="A negative binomial value is a count: 0, 1, 2, ...")
-def negative_binomial_node(
-    logits: Value, total_count: Value, **options: Unpack[DiscreteOptions]
-) -> NegativeBinomial:
+@node_type(
+    logits=real,
+    total_count=positive,
+    hint="A negative binomial value is a count: 0, 1, 2, ...",
+    scipy="nbinom(total_count, expit(-logits))",
+)
+def negative_binomial_node(logits: Value, total_count: Value, **options: Unpack[DiscreteOptions]) -> NegativeBinomial:
     r"""Negative binomial node: counts with mean :math:`\mu = r e^l` and variance :math:`\mu + \mu^2 / r`.
 
     .. math:: \log p(x) = \log\frac{\Gamma(r + x)}{\Gamma(r)\, x!} + r\log\sigma(-l) + x\log\sigma(l)

@@ -110,6 +110,7 @@ class NodeType:
         options: the names of the options that the node has.
         constraints: parameter name -> what its value must satisfy.
         hint: advice, appended to the error for a value outside the support.
+        scipy: the same in ``scipy.stats``, by the row's arguments; for the documentation.
     """
 
     name: str
@@ -118,6 +119,7 @@ class NodeType:
     options: frozenset[str]
     constraints: dict[str, Constraint] = field(default_factory=dict)
     hint: str = ""
+    scipy: str = ""
 
     def bind(self, args: tuple[Any, ...], parameters: dict[str, Any]) -> dict[str, Any]:
         """The given arguments by name, defaults included."""
@@ -126,11 +128,12 @@ class NodeType:
         return {name: bound.arguments[name] for name in self.arguments}
 
 
-def node_type(*, hint: str = "", **constraints: Constraint) -> Callable[[F], F]:
+def node_type(*, hint: str = "", scipy: str = "", **constraints: Constraint) -> Callable[[F], F]:
     """Declare a function as a row of the table.
 
     Args:
         hint: advice for the error that a value outside the support gets.
+        scipy: the same in ``scipy.stats``, by the row's arguments; for the documentation.
         **constraints: what each parameter must satisfy, by the function's own argument names.
 
     Returns:
@@ -154,6 +157,7 @@ def node_type(*, hint: str = "", **constraints: Constraint) -> Callable[[F], F]:
             options=frozenset(get_type_hints(kind)),
             constraints=constraints,
             hint=hint,
+            scipy=scipy,
         )
         if row.name in TABLE:
             raise ValueError(f"there is already a distribution {row.name!r} in the table")

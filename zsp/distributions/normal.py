@@ -117,7 +117,7 @@ class Normal(torch.distributions.Normal):
         )
 
 
-@node_type(mean=real, std=positive, logstd=real)
+@node_type(mean=real, std=positive, logstd=real, scipy="norm(mean, std)")
 def normal_node(
     mean: Value = 0.0,
     *,
@@ -236,6 +236,18 @@ class LogNormal(_OfNormal):
         """(exp(scale^2) - 1) exp(2 loc + scale^2)."""
         return (self.scale**2).expm1() * (2 * self.loc + self.scale**2).exp()
 
+    def cdf(self, value: Tensor) -> Tensor:
+        """Distribution function."""
+        return torch.where(value > 0, self._normal.cdf(torch.where(value > 0, value, 1.0).log()), 0.0)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantile function."""
+        return self._normal.icdf(value).exp()
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats."""
+        return self._normal.entropy() + self.loc
+
     def rsample(self, sample_shape=()) -> Tensor:  # type: ignore[override]
         """A draw, differentiable in the parameters, of shape sample_shape + batch."""
         return self._normal.rsample(sample_shape).exp()
@@ -271,6 +283,18 @@ class HalfNormal(Lean):
         """scale^2 (1 - 2 / pi)."""
         return self.scale**2 * (1 - 2 / math.pi)
 
+    def cdf(self, value: Tensor) -> Tensor:
+        """Distribution function."""
+        return torch.erf(value.clamp(min=0) / (self._scale * math.sqrt(2)))
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantile function."""
+        return self._scale * math.sqrt(2) * torch.erfinv(value)
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats."""
+        return self.scale.log() + 0.5 - _HALF_LOG_2_OVER_PI
+
     def rsample(self, sample_shape=()) -> Tensor:  # type: ignore[override]
         """A draw, differentiable in the scale, of shape sample_shape + batch."""
         noise = torch.randn(self._shape(sample_shape), dtype=self._scale.dtype, device=self._scale.device)
@@ -284,7 +308,11 @@ class HalfNormal(Lean):
 
 
 @node_type(
-    mean=real, std=positive, logstd=real, hint="A folded normal value is not negative; for any sign use bn.normal."
+    mean=real,
+    std=positive,
+    logstd=real,
+    hint="A folded normal value is not negative; for any sign use bn.normal.",
+    scipy="foldnorm(abs(mean) / std, scale=std)",
 )
 def fold_normal_node(
     mean: Value = 0.0,
@@ -307,7 +335,13 @@ def fold_normal_node(
     return FoldNormal(mean, std, log_scale=logstd)
 
 
-@node_type(mean=real, std=positive, logstd=real, hint="A log-normal value is positive. Its mean and std are of log x.")
+@node_type(
+    mean=real,
+    std=positive,
+    logstd=real,
+    hint="A log-normal value is positive. Its mean and std are of log x.",
+    scipy="lognorm(std, scale=exp(mean))",
+)
 def log_normal_node(
     mean: Value = 0.0,
     *,
@@ -329,7 +363,11 @@ def log_normal_node(
     return LogNormal(mean, std, log_scale=logstd)
 
 
-@node_type(scale=positive, hint="A half-normal value is not negative; for any sign use bn.normal.")
+@node_type(
+    scale=positive,
+    hint="A half-normal value is not negative; for any sign use bn.normal.",
+    scipy="halfnorm(scale=scale)",
+)
 def half_normal_node(scale: Value, **options: Unpack[ReparameterizedOptions]) -> HalfNormal:
     r"""Half-normal node, :math:`x = |y|` with :math:`y \sim \mathrm{N}(0, \sigma^2)`.
 

@@ -86,9 +86,7 @@ class OrderedLogistic(Lean):
     cutpoints=_Increasing(),
     hint="An ordinal value is a label 0, 1, ..., K with K cutpoints; labels that start at 1 need 1 subtracted.",
 )
-def ordered_logistic_node(
-    predictor: Value, cutpoints: Tensor, **options: Unpack[DiscreteOptions]
-) -> OrderedLogistic:
+def ordered_logistic_node(predictor: Value, cutpoints: Tensor, **options: Unpack[DiscreteOptions]) -> OrderedLogistic:
     r"""Ordinal node with labels 0, ..., K (proportional odds).
 
     .. math:: p(x \le k) = \sigma(c_{k + 1} - h)

@@ -60,7 +60,9 @@ class Pareto(Lean, torch.distributions.Pareto):
         return torch.where(inside, log_p, -torch.inf)
 
 
-@node_type(scale=positive, alpha=positive, hint="A Pareto value is not below its scale.")
+@node_type(
+    scale=positive, alpha=positive, hint="A Pareto value is not below its scale.", scipy="pareto(alpha, scale=scale)"
+)
 def pareto_node(scale: Value, alpha: Value, **options: Unpack[ReparameterizedOptions]) -> Pareto:
     r"""Pareto node (of the first type): a power law from its scale on.
 

@@ -43,6 +43,7 @@ class Poisson(Lean, torch.distributions.Poisson):
     rate=nonnegative,
     hint="A Poisson value is a count: 0, 1, 2, ...; for scaled or real data use a "
     "continuous likelihood, such as bn.gamma.",
+    scipy="poisson(rate)",
 )
 def poisson_node(rate: Value, **options: Unpack[DiscreteOptions]) -> Poisson:
     r"""Poisson node with mean r.

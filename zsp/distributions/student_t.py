@@ -65,7 +65,7 @@ class StudentT(Lean, torch.distributions.StudentT):
         return constant - 0.5 * (df + 1) * torch.log1p(standard * standard / df)
 
 
-@node_type(df=positive, loc=real, scale=positive)
+@node_type(df=positive, loc=real, scale=positive, scipy="t(df, loc, scale)")
 def student_t_node(
     df: Value, loc: Value = 0.0, scale: Value = 1.0, **options: Unpack[ReparameterizedOptions]
 ) -> StudentT:

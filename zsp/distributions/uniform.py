@@ -49,7 +49,12 @@ class Uniform(Lean, torch.distributions.Uniform):
         return torch.where(inside, -(self._high - self._low).log(), -torch.inf)
 
 
-@node_type(minval=real, maxval=real, hint="A uniform value lies between minval and maxval.")
+@node_type(
+    minval=real,
+    maxval=real,
+    hint="A uniform value lies between minval and maxval.",
+    scipy="uniform(minval, maxval - minval)",
+)
 def uniform_node(minval: Value = 0.0, maxval: Value = 1.0, **options: Unpack[ReparameterizedOptions]) -> Uniform:
     r"""Uniform node on the interval [a, b].
 

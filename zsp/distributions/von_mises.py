@@ -67,19 +67,18 @@ class VonMises(Lean):
             tau = 1 + (1 + 4 * k * k).sqrt()
             rho = (tau - (2 * tau).sqrt()) / (2 * k)
             r = (1 + rho * rho) / (2 * rho)
-            cosine = is_done = None
+            cosine, is_done = torch.zeros_like(k), torch.zeros(shape, dtype=torch.bool, device=k.device)
             for _ in range(_N_ROUNDS):
                 u = torch.rand((2, *shape), dtype=torch.float64, device=k.device)
                 z = (math.pi * u[0]).cos()
                 f = (1 + r * z) / (r + z)
                 c = k * (r - f)
                 accept = c.log() - u[1].log() + 1 - c >= 0
-                cosine = f if cosine is None else torch.where(is_done, cosine, f)
-                is_done = accept if is_done is None else is_done | accept
+                cosine, is_done = torch.where(is_done, cosine, f), is_done | accept
                 if not _is_traced() and is_done.all():
                     break
             sign = torch.randint(0, 2, shape, dtype=torch.float64, device=k.device) * 2 - 1
-            angle = sign * cosine.clamp(-1, 1).acos() + self._loc  # type: ignore[union-attr]
+            angle = sign * cosine.clamp(-1, 1).acos() + self._loc
             wrapped = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
             return wrapped.to(self._loc.dtype)
 
@@ -99,6 +98,7 @@ def _is_traced() -> bool:
     concentration=positive,
     hint="A von Mises value is an angle in radians in [-pi, pi]; torch.remainder(x + pi, 2 * pi) - pi brings any "
     "angle there, torch.deg2rad(x) converts degrees.",
+    scipy="vonmises(concentration, loc)",
 )
 def von_mises_node(loc: Value, concentration: Value, **options: Unpack[NodeOptions]) -> VonMises:
     r"""Von Mises node, the normal distribution of angles.
