@@ -1,7 +1,8 @@
 """One training step (loss, backward, Adam) of a variational autoencoder: zsp, hand-written PyTorch, Pyro, NumPyro.
 
-Two hidden layers of relu units in each net, Gaussian latents, Bernoulli pixels, a batch of 128, one draw. All of them
-compute the same bound with the same optimizer; ``check`` makes sure of it for zsp and the hand-written step.
+Hidden layers of relu units in each net (784-500-500-40 has two, 64-32-8 has one), Gaussian latents, Bernoulli pixels, a
+batch of 128, one draw. All of them compute the same bound with the same optimizer; ``check`` makes sure of it for zsp
+and the hand-written step.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +32,7 @@ class Size(NamedTuple):
     """Sizes of a VAE, and what its step has to satisfy: time over the hand-written one, and Pyro's over zsp's."""
 
     x_dim: int
-    hidden: int
+    hidden: tuple[int, ...]
     z_dim: int
     at_most: float
     pyro_at_least: float | None = None
@@ -38,8 +40,17 @@ class Size(NamedTuple):
 
     @property
     def name(self) -> str:
-        layers = f"{self.hidden}-{self.hidden}" if self.x_dim == 784 else str(self.hidden)
-        return f"VAE {self.x_dim}-{layers}-{self.z_dim}"
+        return f"VAE {'-'.join(map(str, (self.x_dim, *self.hidden, self.z_dim)))}"
+
+    @property
+    def encoder(self) -> tuple[int, ...]:
+        """The widths from the pixels to the last hidden layer."""
+        return (self.x_dim, *self.hidden)
+
+    @property
+    def decoder(self) -> tuple[int, ...]:
+        """The widths from the latents to the last hidden layer."""
+        return (self.z_dim, *reversed(self.hidden))
 
     def data(self) -> Tensor:
         """Binary pixels."""
@@ -47,8 +58,8 @@ class Size(NamedTuple):
         return torch.bernoulli(torch.full((self.batch, self.x_dim), 0.4), generator=generator)
 
 
-SMALL = Size(64, 32, 8, at_most=1.15, pyro_at_least=2.5)
-LARGE = Size(784, 500, 40, at_most=1.03)
+SMALL = Size(64, (32,), 8, at_most=1.15, pyro_at_least=2.5)
+LARGE = Size(784, (500, 500), 40, at_most=1.03)
 
 
 # -- zsp ------------------------------------------------------------------------------------------------------------
@@ -58,19 +69,21 @@ LARGE = Size(784, 500, 40, at_most=1.03)
 def generator(n: int, size: Size) -> zsp.BayesianNet:
     bn = zsp.BayesianNet()
     z = bn.normal("z", torch.zeros(n, size.z_dim), std=1.0, group_ndims=1)
-    h = torch.relu(zsp.module("hidden_1", nn.Linear, size.z_dim, size.hidden)(z))
-    h = torch.relu(zsp.module("hidden_2", nn.Linear, size.hidden, size.hidden)(h))
-    bn.bernoulli("x", zsp.module("logits", nn.Linear, size.hidden, size.x_dim)(h), group_ndims=1)
+    h = z
+    for i, (n_in, n_out) in enumerate(pairwise(size.decoder)):
+        h = torch.relu(zsp.module(f"hidden_{i}", nn.Linear, n_in, n_out)(h))
+    bn.bernoulli("x", zsp.module("logits", nn.Linear, size.decoder[-1], size.x_dim)(h), group_ndims=1)
     return bn
 
 
 @zsp.reuse_variables("q_net")
 def q_net(x: Tensor, size: Size) -> zsp.BayesianNet:
     bn = zsp.BayesianNet()
-    h = torch.relu(zsp.module("hidden_1", nn.Linear, size.x_dim, size.hidden)(x))
-    h = torch.relu(zsp.module("hidden_2", nn.Linear, size.hidden, size.hidden)(h))
-    mean = zsp.module("mean", nn.Linear, size.hidden, size.z_dim)(h)
-    logstd = zsp.module("logstd", nn.Linear, size.hidden, size.z_dim)(h)
+    h = x
+    for i, (n_in, n_out) in enumerate(pairwise(size.encoder)):
+        h = torch.relu(zsp.module(f"hidden_{i}", nn.Linear, n_in, n_out)(h))
+    mean = zsp.module("mean", nn.Linear, size.encoder[-1], size.z_dim)(h)
+    logstd = zsp.module("logstd", nn.Linear, size.encoder[-1], size.z_dim)(h)
     bn.normal("z", mean, logstd=logstd, group_ndims=1)
     return bn
 
@@ -93,26 +106,29 @@ class ZspVAE:
 # -- by hand --------------------------------------------------------------------------------------------------------
 
 
+def relu_layers(widths: tuple[int, ...]) -> nn.Sequential:
+    layers = [(nn.Linear(n_in, n_out), nn.ReLU()) for n_in, n_out in pairwise(widths)]
+    return nn.Sequential(*(module for pair in layers for module in pair))
+
+
 class HandWrittenVAE(nn.Module):
     """The same by hand; its parameters are in the order of :class:`ZspVAE`'s."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        self.decoder_1 = nn.Linear(size.z_dim, size.hidden)
-        self.decoder_2 = nn.Linear(size.hidden, size.hidden)
-        self.logits = nn.Linear(size.hidden, size.x_dim)
-        self.encoder_1 = nn.Linear(size.x_dim, size.hidden)
-        self.encoder_2 = nn.Linear(size.hidden, size.hidden)
-        self.mean = nn.Linear(size.hidden, size.z_dim)
-        self.logstd = nn.Linear(size.hidden, size.z_dim)
+        self.decoder = relu_layers(size.decoder)
+        self.logits = nn.Linear(size.decoder[-1], size.x_dim)
+        self.encoder = relu_layers(size.encoder)
+        self.mean = nn.Linear(size.encoder[-1], size.z_dim)
+        self.logstd = nn.Linear(size.encoder[-1], size.z_dim)
 
     def loss(self, x: Tensor) -> Tensor:
         """Minus the bound, each of its three log densities an image, as a function of z."""
-        h = torch.relu(self.encoder_2(torch.relu(self.encoder_1(x))))
+        h = self.encoder(x)
         mean, logstd = self.mean(h), self.logstd(h)
         std = logstd.exp()
         z = mean + std * torch.randn_like(mean)
-        h = torch.relu(self.decoder_2(torch.relu(self.decoder_1(z))))
+        h = self.decoder(z)
         log_p_x = -F.binary_cross_entropy_with_logits(self.logits(h), x, reduction="none").sum(-1)
         log_p_z = (-0.5 * z**2 - 0.5 * math.log(2 * math.pi)).sum(-1)
         log_q_z = (-0.5 * ((z - mean) / std) ** 2 - logstd - 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -121,11 +137,11 @@ class HandWrittenVAE(nn.Module):
     def fused_loss(self, x: Tensor) -> Tensor:
         """The same number with what can be left out left out: constants cancel, (z - mean) / std is the noise, and
         everything is summed at once. No separate densities are left that could be looked at."""
-        h = torch.relu(self.encoder_2(torch.relu(self.encoder_1(x))))
+        h = self.encoder(x)
         mean, logstd = self.mean(h), self.logstd(h)
         noise = torch.randn_like(mean)
         z = torch.addcmul(mean, logstd.exp(), noise)
-        h = torch.relu(self.decoder_2(torch.relu(self.decoder_1(z))))
+        h = self.decoder(z)
         cross_entropy = F.binary_cross_entropy_with_logits(self.logits(h), x, reduction="sum")
         return (cross_entropy + (0.5 * (z.square() - noise.square()) - logstd).sum()) / len(x)
 
@@ -150,12 +166,9 @@ def pyro_step(size: Size, x: Tensor) -> Step:
     import pyro.distributions as dist
     from pyro.infer import SVI, Trace_ELBO
 
-    decoder = nn.Sequential(
-        nn.Linear(size.z_dim, size.hidden), nn.ReLU(), nn.Linear(size.hidden, size.hidden), nn.ReLU(),
-        nn.Linear(size.hidden, size.x_dim),
-    )  # fmt: skip
-    trunk = nn.Sequential(nn.Linear(size.x_dim, size.hidden), nn.ReLU(), nn.Linear(size.hidden, size.hidden), nn.ReLU())
-    heads = {name: nn.Linear(size.hidden, size.z_dim) for name in ("mean", "logstd")}
+    decoder = nn.Sequential(relu_layers(size.decoder), nn.Linear(size.decoder[-1], size.x_dim))
+    trunk = relu_layers(size.encoder)
+    heads = {name: nn.Linear(size.encoder[-1], size.z_dim) for name in ("mean", "logstd")}
     encoder = nn.ModuleDict({"trunk": trunk, **heads})
 
     def model(x: Tensor) -> None:
@@ -183,16 +196,15 @@ def numpyro_step(size: Size, x: Tensor) -> Step:
     from jax.example_libraries import stax
     from numpyro.infer import SVI, Trace_ELBO
 
+    def layers(widths: tuple[int, ...]) -> list[Any]:
+        return [layer for width in widths[1:] for layer in (stax.Dense(width), stax.Relu)]
+
     def encoder() -> Any:
-        return stax.serial(
-            stax.Dense(size.hidden), stax.Relu, stax.Dense(size.hidden), stax.Relu, stax.FanOut(2),
-            stax.parallel(stax.Dense(size.z_dim), stax.Dense(size.z_dim)),
-        )  # fmt: skip
+        heads = stax.parallel(stax.Dense(size.z_dim), stax.Dense(size.z_dim))
+        return stax.serial(*layers(size.encoder), stax.FanOut(2), heads)
 
     def decoder() -> Any:
-        return stax.serial(
-            stax.Dense(size.hidden), stax.Relu, stax.Dense(size.hidden), stax.Relu, stax.Dense(size.x_dim)
-        )
+        return stax.serial(*layers(size.decoder), stax.Dense(size.x_dim))
 
     def model(x: Any) -> None:
         decode = numpyro.module("decoder", decoder(), (size.batch, size.z_dim))

@@ -71,6 +71,7 @@ class BayesianNet(NodeMethods):
         self._nodes: dict[str, Node | Tensor] = {}
         self._n_used = 0  # given values that nodes took
         self._n_drawn = 0  # stochastic nodes without a given value
+        self._is_scaled = False  # whether some node has a total_size
         self._custom_log_joint: Callable[[BayesianNet], Tensor] | None = None
         self._rerun: Callable[[Mapping[str, Any]], BayesianNet] | None = None
         execution = current_execution()
@@ -236,6 +237,8 @@ class BayesianNet(NodeMethods):
             else:
                 if dtype is not None:
                     value = value.to(dtype)
+        if total_size is not None:
+            self._is_scaled = True
         node = Node(
             name, dist, value, is_observed, is_reparameterized, use_path_derivative, n_samples, with_samples,
             group_ndims, total_size, mask, row, arguments,
@@ -355,12 +358,14 @@ class BayesianNet(NodeMethods):
         terms = [self._log_prob(node) for node in nodes]
         if self._checks:
             checks.check_one_batch_shape(self, nodes, terms)
-        total = None
-        for node, term in zip(nodes, terms, strict=True):
-            if node.total_size is not None:
-                term = term * (node.total_size / self._n_data(node, nodes, terms))
-            total = term if total is None else total + term
-        assert total is not None
+        if self._is_scaled:
+            terms = [
+                term if node.total_size is None else term * (node.total_size / self._n_data(node, nodes, terms))
+                for node, term in zip(nodes, terms, strict=True)
+            ]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
         return total
 
     def _n_data(self, node: Node, nodes: list[Node], terms: list[Tensor]) -> int:

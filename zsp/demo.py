@@ -65,7 +65,7 @@ class Settings:
 
 SETTINGS = {
     "digits": Settings(datasets.digits, False, 8, 200, 150, 50, 360, 100, 1, "half a minute"),
-    "mnist": Settings(datasets.mnist, True, 40, 500, 20, 128, 1000, 50, None, "ten minutes or so"),
+    "mnist": Settings(datasets.mnist, True, 40, 500, 20, 128, 1000, 50, None, "ten to twenty minutes"),
 }
 
 

@@ -45,7 +45,7 @@ class Execution:
         owner: the function's name, for messages.
         observed: node name -> given value, for the net that the function returns.
         variables: where ``zsp.module`` and ``zsp.parameter`` keep what they make; None where that is not allowed.
-        checks: PLAIN, FIRST or STRICT.
+        checks: PLAIN, FIRST or STRICT; PLAIN until it is set.
         sample_shape: the size of the sample axes that an inference routine asks for; None leaves it to ``n_samples``.
         with_samples: names of the given latents that carry those axes.
         excluded: names of nodes that the log joint leaves out.
@@ -72,7 +72,6 @@ class Execution:
         owner: str,
         observed: Mapping[str, Any],
         variables: Variables | None,
-        checks: int,
         returned: int = 0,
         sample_shape: tuple[int, ...] | None = None,
         with_samples: frozenset[str] = frozenset(),
@@ -82,7 +81,7 @@ class Execution:
         self.owner = owner
         self.observed = observed
         self.variables = variables
-        self.checks = checks
+        self.checks = PLAIN
         self.returned = returned
         self.sample_shape = sample_shape
         self.with_samples = with_samples

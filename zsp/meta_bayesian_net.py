@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from zsp import checks
 from zsp.bayesian_net import BayesianNet
 from zsp.distributions import NodeMethods
+from zsp.execution import Execution
 from zsp.variables import FunctionModule, shape_key
 
 if TYPE_CHECKING:
@@ -204,13 +205,17 @@ class MetaBayesianNet(FunctionModule):
                 )
         shapes: Any = ()
         if not torch.compiler.is_compiling():
-            given = tuple([(name, shape_key(value)) for name, value in values.items()])
-            shapes = (given, sample_shape, with_samples, excluded)
-            for name, value in observed.items():
-                if value is None:
-                    raise ValueError(f"the value given for {name!r} is None; leave the key out to draw the node.")
+            given = [(name, shape_key(value)) for name, value in values.items()]
+            shapes = (tuple(given), sample_shape, with_samples, excluded)
+            if any([value is None for value in observed.values()]):
+                missing = next(name for name, value in observed.items() if value is None)
+                raise ValueError(f"the value given for {missing!r} is None; leave the key out to draw the node.")
         args = tuple(inputs.pop(name) for name in self._positional_only) if self._positional_only else ()
-        bn = self._run(args, inputs, shapes, observed, sample_shape, with_samples, excluded, self._input_names)
+        execution = Execution(
+            self._scope, observed, self._variables, self._returned, sample_shape, with_samples, excluded,
+            self._input_names,
+        )  # fmt: skip
+        bn = self._run(args, inputs, shapes, execution)
         if not isinstance(bn, BayesianNet):
             raise TypeError(
                 f"the model function {self._function.__name__!r} must return the BayesianNet that it declares, but it "

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from zsp.bayesian_net import BayesianNet
 from zsp.execution import (
     FIRST,
-    PLAIN,
     STRICT,
     Execution,
     can_read_values,
@@ -216,41 +215,26 @@ class FunctionModule(nn.Module):
         variables = self._modules.get(self._scope)
         return variables if isinstance(variables, Variables) else None
 
-    def _run(
-        self,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        shapes: Any,
-        observed: Mapping[str, Any],
-        sample_shape: tuple[int, ...] | None = None,
-        with_samples: frozenset[str] = frozenset(),
-        excluded: frozenset[str] = frozenset(),
-        input_names: frozenset[str] = frozenset(),
-    ) -> Any:
-        """Run the function; the net that it returns receives ``observed``."""
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any, execution: Execution) -> Any:
+        """Run the function in ``execution``; nodes are checked the first time for given ``shapes``."""
         compiling = torch.compiler.is_compiling()
-        if compiling or (shapes in self._checked_shapes and not is_strict()):
-            checks = PLAIN
-        else:
-            checks = STRICT if is_strict() else FIRST
-        variables = self._variables
-        execution = Execution(
-            self._scope, observed, variables, checks, self._returned, sample_shape, with_samples, excluded, input_names
-        )
+        if not compiling and (shapes not in self._checked_shapes or is_strict()):
+            execution.checks = STRICT if is_strict() else FIRST
         previous = set_execution(execution)
         try:
             result = self._function(*args, **kwargs)
         finally:
             set_execution(previous)
-        if isinstance(result, BayesianNet) and result._index not in (self._returned, -1):
+        if isinstance(result, BayesianNet) and result._index not in (execution.returned, -1):
             # The function makes another net before the one that it returns, so that the wrong one was observed.
             # Which one it returns is known now: run it again, once in this module's life.
-            self._returned = result._index
-            return self._run(args, kwargs, shapes, observed, sample_shape, with_samples, excluded, input_names)
-        if not compiling:
-            if variables is not None and not variables.is_complete:
-                variables.is_complete = True
-            if checks and can_read_values():
+            self._returned = execution.returned = result._index
+            execution.n_nets = 0
+            return self._run(args, kwargs, shapes, execution)
+        if execution.checks:
+            if execution.variables is not None:
+                execution.variables.is_complete = True
+            if can_read_values():
                 self._checked_shapes.add(shapes)
         return result
 
@@ -367,7 +351,8 @@ class ReusableFunction(FunctionModule):
     ) -> Any:
         given = tuple([(name, shape_key(value)) for name, value in kwargs.items()]) if kwargs else ()
         shapes = (tuple(map(shape_key, args)), given, tuple(observed))
-        result = self._run(args, kwargs, shapes, observed, sample_shape)
+        execution = Execution(self._scope, observed, self._variables, self._returned, sample_shape)
+        result = self._run(args, kwargs, shapes, execution)
         if isinstance(result, BayesianNet):
             result._rerun = functools.partial(self._run_observed, args=args, kwargs=kwargs)
         return result

@@ -9,9 +9,9 @@ r"""The dependency graph of a net: which nodes' values each node's parameters we
     zsp.graph.draw(graph, "eight_schools.svg")
 
 The graph is found by executing the net once and following the values (:mod:`zsp.graph.tracing`), not by reading the
-source: it is the graph of what this execution did. Edges are direct: from a node to those whose parameters (or tensor, for a
-deterministic node) were computed from its value without passing through another named node. Where a value leaves torch
-(``.item()``, ``float``, a branch, numpy), everything declared afterwards depends on it.
+source: it is the graph of what this execution did. Edges are direct: from a node to those whose parameters (or tensor,
+for a deterministic node) were computed from its value without passing through another named node. Where a value leaves
+torch (``.item()``, ``float``, a branch, numpy), everything declared afterwards depends on it.
 
 Attributes of a node of the graph: ``kind`` (``"stochastic"`` or ``"deterministic"``), ``distribution`` (the node
 method's name), ``shape`` (None where there is no value), ``sample_shape``, ``batch_shape`` and ``event_shape`` (for a

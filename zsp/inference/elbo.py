@@ -91,26 +91,32 @@ class ELBO(Objective):
 
         Reference: Kingma and Welling 2014, arXiv:1312.6114, section 2.3; Roeder et al. 2017, arXiv:1703.09194.
         """
-        for node in (*self.variational._stochastic_nodes(), *self._drawn_from_model()):
-            if not node.is_observed and not node.is_reparameterized and _log_prob(node).requires_grad:
-                raise ValueError(
-                    f"sgvb needs draws that are differentiable in their parameters, but node {node.name!r} "
-                    f"({node.kind}) "
-                    "is not reparameterised"
-                    + (" (is_reparameterized=False)" if node.dist.has_rsample else f": {node.kind} has no such draw")
-                    + ", and its gradient would be silently wrong. Use a relaxation (bin_concrete, concrete) or a "
-                    "distribution that has one."
-                )
-        if any(node.use_path_derivative for node in self.variational._stochastic_nodes()):
-            return -self._mean(self._log_p - _path_derivative(self.variational, self._log_q))
-        return -self.tensor
-
-    def _drawn_from_model(self) -> list[Node]:
-        return [] if self.bn is None else [node for node in self.bn._stochastic_nodes() if not node.is_observed]
+        nodes = self.variational._stochastic_nodes()
+        for node in nodes:
+            if not node.is_reparameterized and not node.is_observed:
+                _require_nothing_to_learn(node)
+        if self.bn is not None and self.bn._n_drawn:
+            for node in self.bn._stochastic_nodes():
+                if not node.is_reparameterized and not node.is_observed:
+                    _require_nothing_to_learn(node)
+        log_q = self._log_q
+        for node in nodes:
+            if node.use_path_derivative:
+                log_q = _path_derivative(self.variational, log_q)
+                break
+        return self._mean(log_q - self._log_p)
 
 
-def _log_prob(node: Node) -> Tensor:
-    return node.dist.log_prob(node.value) if node.log_prob is None else node.log_prob
+def _require_nothing_to_learn(node: Node) -> None:
+    """A draw without gradient may only follow a distribution without anything to learn."""
+    log_prob = node.dist.log_prob(node.value) if node.log_prob is None else node.log_prob
+    if log_prob.requires_grad:
+        reason = " (is_reparameterized=False)" if node.dist.has_rsample else f": {node.kind} has no such draw"
+        raise ValueError(
+            f"sgvb needs draws that are differentiable in their parameters, but node {node.name!r} ({node.kind}) is "
+            f"not reparameterised{reason}, and its gradient would be silently wrong. Use a relaxation (bin_concrete, "
+            "concrete) or a distribution that has one."
+        )
 
 
 def _path_derivative(variational: BayesianNet, log_q: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Objective(TensorLike):
             meta_bn, observed, latents, self.variational._sample_axes(), sampled, tuple(from_prior)
         )
         self._log_q = self.variational.log_joint()
-        if self.bn is not None:
+        if self.bn is not None and (self.bn._is_scaled or self.variational._is_scaled):
             _check_total_sizes(self.bn, self.variational, latents)
         if self._log_p.shape != self._log_q.shape:
             raise _shapes_differ(self.variational, self._log_p, self._log_q)
@@ -102,16 +102,16 @@ def execute_variational(
 def latent_values(variational: BayesianNet, observed: Mapping[str, Any]) -> tuple[dict[str, Tensor], frozenset[str]]:
     """The values of the variational net's stochastic nodes, and the names of those with sample axes."""
     nodes = variational._stochastic_nodes()
-    both = [node.name for node in nodes if node.name in observed]
-    if both:
-        raise ValueError(
-            f"{', '.join(map(repr, both))} is both observed and a node of the variational net. A latent has a "
-            "variational distribution, an observation has none: remove it from one of the two."
-        )
-    unavailable = next((node for node in nodes if isinstance(node.value, Unavailable)), None)
-    if unavailable is not None:
-        raise unavailable.value.error()
-    latents = {node.name: node.value for node in nodes}
+    latents = {}
+    for node in nodes:
+        if node.name in observed:
+            raise ValueError(
+                f"{node.name!r} is both observed and a node of the variational net. A latent has a variational "
+                "distribution, an observation has none: remove it from one of the two."
+            )
+        if isinstance(node.value, Unavailable):
+            raise node.value.error()
+        latents[node.name] = node.value
     if not variational._sample_axes():
         return latents, frozenset()
     terms = [variational._log_prob(node) for node in nodes]
