@@ -307,6 +307,18 @@ CASES = (
         extremes=(({"rate": t(1.0)}, 0.0), ({"rate": t(1.0)}, 1e30)),
     ),
     Case(
+        "weibull",
+        {"scale": STD, "concentration": POSITIVE},
+        lambda p, x: st.weibull_min(p["concentration"], scale=p["scale"]).logpdf(x),
+        cdf=lambda p, x: st.weibull_min(p["concentration"], scale=p["scale"]).cdf(x),
+        outside=0.0,
+        extremes=(
+            ({"scale": t(1.0), "concentration": t(1.0)}, 1e-30),
+            ({"scale": t(1.0), "concentration": t(1e-3)}, 1e-37),
+            ({"scale": t(1e-3), "concentration": t(1.5)}, 1e10),
+        ),
+    ),
+    Case(
         "gamma",
         {"alpha": POSITIVE, "beta": POSITIVE2},
         lambda p, x: st.gamma(p["alpha"], scale=1 / p["beta"]).logpdf(x),

@@ -75,6 +75,7 @@ from zsp.distributions.student_t import StudentT, student_t_node
 from zsp.distributions.truncated_normal import TruncatedNormal, truncated_normal_node
 from zsp.distributions.uniform import Uniform, uniform_node
 from zsp.distributions.von_mises import VonMises, von_mises_node
+from zsp.distributions.weibull import Weibull, weibull_node
 from zsp.distributions.wishart import Wishart, wishart_node
 from zsp.distributions.zero_inflated import (
     ZeroInflatedNegativeBinomial,
@@ -135,6 +136,7 @@ __all__ = [
     "Uniform",
     "UnnormalizedMultinomial",
     "VonMises",
+    "Weibull",
     "Wishart",
     "ZeroInflatedNegativeBinomial",
     "ZeroInflatedPoisson",
@@ -160,6 +162,7 @@ class NodeMethods:
     half_cauchy = node_method(half_cauchy_node)
     pareto = node_method(pareto_node)
     exponential = node_method(exponential_node)
+    weibull = node_method(weibull_node)
     gamma = node_method(gamma_node)
     chi2 = node_method(chi2_node)
     inverse_gamma = node_method(inverse_gamma_node)
