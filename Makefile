@@ -25,7 +25,7 @@ bench: $(VENV)/.bench
 	$(python) -m benchmarks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_output .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info demo_output tutorial_output .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Torch comes first and alone: it is most of the download, and stays when another pin changes.

@@ -610,19 +610,19 @@ def test_checked_looks_at_every_execution():
 
 
 def test_fit_checks_again_every_epoch():
-    bound = vae()
-    x = torch.zeros(4, 3)
+    bound = vae(n=1)
+    x = torch.zeros(20, 3)
     weight = nn.Parameter(torch.zeros(()))
 
     def loss(batch):
         if epochs:
             batch = {"x": batch["x"] + 0.5}
-        return -bound({"z": torch.zeros(4, 2), **batch}).mean() + weight
+        return -bound({"z": torch.zeros(1, 2), **batch}).mean() + weight
 
     epochs = []
     with pytest.raises(ValueError, match="must be 0 or 1"):
         zsp.fit(
-            loss, {"x": x}, optimizer=torch.optim.SGD([weight], 0.1), epochs=3, progress=False,
+            loss, {"x": x}, optimizer=torch.optim.SGD([weight], 0.1), epochs=3, batch_size=1, progress=False,
             validation=lambda: epochs.append(1) or {},
         )  # fmt: skip
     assert epochs == [1]

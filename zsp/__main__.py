@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=_positive, default=argparse.SUPPRESS, metavar="N", help=passes)
     demo.add_argument("--output", default="demo_output", metavar="DIR", help="folder for the pictures")
     demo.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same numbers")
+    demo.add_argument("--device", default="cpu", help="where to train, for example cuda")
     demo.add_argument("--no-progress", action="store_true", default=argparse.SUPPRESS, help="show no progress bar")
 
     download = commands.add_parser(
@@ -83,6 +84,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         epochs=getattr(arguments, "epochs", None),
         output=arguments.output,
         seed=arguments.seed,
+        device=arguments.device,
         progress=not getattr(arguments, "no_progress", False),
     )
     return 0

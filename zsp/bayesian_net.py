@@ -8,7 +8,6 @@ otherwise; the net keeps the tensor, the distribution it follows and whether it 
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar, overload
 
@@ -447,6 +446,8 @@ class BayesianNet(NodeMethods):
         return "\n".join([f"{title}({'' if lines else 'no nodes'}", *lines, ")"]) if lines else f"{title}(no nodes)"
 
     def _repr_html_(self) -> str:
+        import html
+
         head = "".join(f"<th>{column}</th>" for column in ("node", "distribution", "shape", "dtype", "observed"))
         rows = []
         for name, node in self._nodes.items():

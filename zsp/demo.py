@@ -112,6 +112,7 @@ def run(
     seed: int = 0,
     progress: bool = True,
     n_importance: int = 1000,
+    device: str | torch.device = "cpu",
 ) -> Result:
     """Train, evaluate and draw; prints what it does. The caller's random state and number of threads stay as they were.
 
@@ -122,6 +123,7 @@ def run(
         seed: of all random numbers; the same seed gives the same result.
         progress: whether to show a progress bar.
         n_importance: draws for each test image in the importance-sampled log likelihood.
+        device: where to train and evaluate.
 
     Returns:
         The numbers printed, the history and the files written.
@@ -148,10 +150,11 @@ def run(
         else:
             x_train, binarize = _cut_at_half(images.train_images), None
             x_test = _cut_at_half(images.test_images)
+        x_train, x_test = x_train.to(device), x_test.to(device)
         x_dim = x_test.shape[1]
         nets = build_vae(x_dim, settings.z_dim, settings.hidden)
         for net in nets:
-            net.to(x_test.dtype)
+            net.to(device=device, dtype=x_test.dtype)
         print(
             f"Variational autoencoder {x_dim}-{settings.hidden}-{settings.hidden}-{settings.z_dim} on {data}: "
             f"{len(images.train_images)} training images, {epochs} epochs, seed {seed}"
@@ -171,7 +174,7 @@ def run(
             f"                     by importance sampling, {n_importance} draws an image, effective sample size "
             f"{ess.median():.0f} (median), {ess.min():.1f} (lowest)"
         )
-        pictures = tuple(_save(draw(nets, images, x_test, history), folder))
+        pictures = (*_save(draw(nets, images, x_test, history), folder), _draw_model(nets, x_test, folder))
     names = ", ".join(path.name for path in pictures)
     print(f"pictures: {names} in {folder} ({time.perf_counter() - started:.0f} s in all)")
     return Result(elbo, log_likelihood, ess, history, pictures, nets)
@@ -245,18 +248,18 @@ def evaluate_log_likelihood(nets: VAE, x_test: Tensor, n_samples: int, chunk: in
 def draw(nets: VAE, images: datasets.Images, x_test: Tensor, history: zsp.History) -> dict[str, Figure]:
     """The pictures: file name -> figure."""
     generator, q_net = nets
-    samples = generator.observe(n=100)["x_mean"]
+    samples = generator.observe(n=100)["x_mean"].cpu()
     n_shown = min(16, len(x_test))
     z = q_net(x_test[:n_shown], None)["z"].dist.mean
-    x_mean = generator.observe(z=z, n=n_shown)["x_mean"]
+    x_mean = generator.observe(z=z, n=n_shown)["x_mean"].cpu()
     n_points = min(2000, len(x_test))
-    points = q_net(x_test[:n_points], None)["z"].dist.mean
+    points = q_net(x_test[:n_points], None)["z"].dist.mean.cpu()
     curves = {"training": history["elbo"], "test": history["test elbo"]}
     loss = plots.curve(curves, "epoch", "ELBO (nats)", title="Training")
     return {
         "samples.png": plots.image_grid(samples, images.shape, title="Drawn from the model"),
         "reconstructions.png": plots.reconstructions(
-            x_test[:n_shown], x_mean, images.shape, title="Test images and their reconstructions"
+            x_test[:n_shown].cpu(), x_mean, images.shape, title="Test images and their reconstructions"
         ),
         "latent_space.png": plots.latent_space(
             points, images.test_labels[:n_points], title="Posterior means of z, test images"
@@ -269,6 +272,12 @@ def _cut_at_half(images: Tensor) -> Tensor:
     return (images >= 0.5).to(images.dtype)
 
 
+def _draw_model(nets: VAE, x_test: Tensor, folder: Path) -> Path:
+    path = folder / "model.png"
+    zsp.graph.draw(nets.generator.graph(x=x_test, n=len(x_test)), path)
+    return path
+
+
 def _save(figures: dict[str, Figure], folder: Path) -> Iterator[Path]:
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=150)
@@ -277,7 +286,7 @@ def _save(figures: dict[str, Figure], folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
 

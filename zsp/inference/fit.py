@@ -81,7 +81,8 @@ def fit(
 
         history = zsp.fit(loss, {"x": images}, optimizer=optimizer, epochs=20, batch_size=128)
 
-    The first step of every epoch checks every node, as inside :func:`zsp.checked`. When a loss is not finite, the step
+    The first step of every epoch checks every node, as inside :func:`zsp.checked` (at most every 20 steps, where epochs
+    are shorter). When a loss is not finite, the step
     is run again on the same batch with the same random numbers and every check on, so that the error names the node.
     A step with a loss that is not finite changes no parameter.
 
@@ -107,13 +108,18 @@ def fit(
     batches = _batches(data, batch_size, shuffle)
     history = History()
     trained_on = _devices(optimizer)
+    next_check = 0
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices), _progress_bar(epochs, progress) as bar:
         torch.manual_seed(seed)
         for epoch in range(epochs):
             epoch_metrics = _Means()
             for index, batch in enumerate(batches()):
-                value, metrics = _step(loss, batch, optimizer, trained_on, epoch, index)
+                is_checked = index == 0 and history.n_steps >= next_check
+                if is_checked:
+                    next_check = history.n_steps + 20
+                where = f"step {index} of epoch {epoch}"
+                value, metrics = _step(loss, batch, optimizer, trained_on, where, is_checked)
                 epoch_metrics.add({"loss": value, **metrics})
                 history.n_steps += 1
             if not epoch_metrics.n:
@@ -132,20 +138,25 @@ def fit(
 
 
 def _step(
-    loss: Loss, batch: Any, optimizer: torch.optim.Optimizer, devices: list[torch.device], epoch: int, index: int
+    loss: Loss,
+    batch: Any,
+    optimizer: torch.optim.Optimizer,
+    devices: list[torch.device],
+    where: str,
+    is_checked: bool,
 ) -> tuple[Tensor, dict[str, Any]]:
     """One training step: loss, backward, update."""
     state = _random_state(devices)
     try:
-        with checked() if index == 0 else nullcontext():
+        with checked() if is_checked else nullcontext():
             value, metrics = _evaluate(loss, batch)
     except ValueError as error:
         before = _broken_parameters(optimizer)
         if not before:
             raise
-        raise ValueError(f"step {index} of epoch {epoch}: {error}{before}") from error
+        raise ValueError(f"{where}: {error}{before}") from error
     if not math.isfinite(value.item()):
-        _explain(loss, batch, optimizer, state, f"step {index} of epoch {epoch}", value.item())
+        _explain(loss, batch, optimizer, state, where, value.item())
     optimizer.zero_grad(set_to_none=True)
     value.backward()
     optimizer.step()

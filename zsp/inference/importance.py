@@ -75,7 +75,9 @@ def is_loglikelihood(
 
     .. math:: \log \frac1K \sum_k p(x, z_k) / q(z_k \mid x), \quad z_k \sim q
 
-    A lower bound on :math:`\log p(x)` in the mean, tight as K grows. ::
+    A lower bound on :math:`\log p(x)` in the mean, tight as K grows. The standard error is that of the draws made: a
+    proposal that misses a part of the posterior, to be suspected where the effective sample size is near 1, biases the
+    estimate downwards by more than it tells. ::
 
         zsp.is_loglikelihood(model, {"x": x}, proposal=q, axis=0, n_samples=5000, chunk=100)
 
