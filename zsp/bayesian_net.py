@@ -367,6 +367,26 @@ class BayesianNet(NodeMethods):
             total = total + term
         return total
 
+    def _log_joint_of_draws(self) -> Tensor:
+        """The log joint as a function of the noise behind the draws, for gradients of the whole composition only.
+
+        Its value, and its gradient with respect to variables, are those of ``log_joint()``.
+        """
+        if self._custom_log_joint is not None or self._is_scaled or self._checks:
+            return self.log_joint()
+        total = None
+        for node in self._nodes.values():
+            if isinstance(node, Node):
+                term = None
+                if node.is_reparameterized and not node.is_observed and node.mask is None:
+                    of_draw = getattr(node.dist, "log_prob_of_draw", None)
+                    if of_draw is not None:
+                        term = of_draw(node.value, _LAST_AXES[node.group_ndims])
+                if term is None:
+                    term = self._log_prob(node)
+                total = term if total is None else total + term
+        return self.log_joint() if total is None else total
+
     def _n_data(self, node: Node, nodes: list[Node], terms: list[Tensor]) -> int:
         """The size of the first axis after the sample axes."""
         shape = self._ungrouped_shape(node)

@@ -313,3 +313,42 @@ def test_compiled_transformed_and_eager_agree(dtype):
         np.testing.assert_allclose(a, b.detach(), rtol=tolerance)
         np.testing.assert_allclose(a, c, rtol=tolerance)
     assert eager.dtype == dtype
+
+
+@pytest.mark.parametrize("n_samples", [None, 3])
+@pytest.mark.parametrize("given", ["std", "logstd"])
+def test_sgvb_equals_plain_differentiation_of_the_bound_draw_by_draw(given, n_samples):
+    """The cost uses the noise behind the draws; its value and gradient are those of log p - log q as it stands."""
+    x, (mean, logstd) = data(), parameters()
+    slope = torch.tensor(0.5, requires_grad=True)
+
+    @zsp.meta_bayesian_net()
+    def model():
+        bn = zsp.BayesianNet()
+        z = bn.normal("z", torch.zeros(4), std=1.0)
+        u = bn.normal("u", z, std=1.5)
+        bn.normal("x", u.unsqueeze(-1).expand(*u.shape, 3), std=S, group_ndims=1)
+        return bn
+
+    @zsp.reuse_variables("q")
+    def q(given):
+        bn = zsp.BayesianNet()
+        z = bn.normal("z", mean, **{given: logstd if given == "logstd" else logstd.exp()}, n_samples=n_samples)
+        bn.normal("u", slope * z, std=0.7)
+        return bn
+
+    for _ in range(2):  # the first execution is checked, the second is plain
+        bound = zsp.elbo(model(), {"x": x}, variational=q(given), axis=None if n_samples is None else 0)
+        plain = torch.autograd.grad(-bound.tensor.sum(), (mean, logstd, slope), retain_graph=True)
+        cost = bound.sgvb()
+        np.testing.assert_allclose(cost.detach(), -bound.tensor.detach(), rtol=1e-12)
+        for ours, expected in zip(torch.autograd.grad(cost.sum(), (mean, logstd, slope)), plain, strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-10)
+
+
+def test_the_density_of_another_value_than_the_last_draw_does_not_use_its_noise():
+    dist = zsp.distributions.Normal(torch.zeros(3), torch.full((3,), 2.0))
+    first, second = dist.rsample(), dist.rsample()
+    assert dist.log_prob_of_draw(first, ()) is None
+    np.testing.assert_allclose(dist.log_prob_of_draw(second, ()), dist.log_prob(second), rtol=1e-12)
+    np.testing.assert_allclose(dist.log_prob_of_draw(second, (-1,)), dist.log_prob(second).sum(-1), rtol=1e-12)

@@ -63,6 +63,7 @@ class Normal(torch.distributions.Normal):
         self._batch_shape = broadcast_shape(loc.shape, scale.shape) if isinstance(scale, Tensor) else loc.shape
         self._event_shape = torch.Size()
         self._validate_args = False
+        self._drawn: tuple[Tensor, Tensor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,15 +95,37 @@ class Normal(torch.distributions.Normal):
 
     def rsample(self, sample_shape=()) -> Tensor:  # type: ignore[override]
         """A draw, differentiable in the parameters, of shape sample_shape + batch."""
-        noise = torch.randn((*sample_shape, *self._batch_shape), dtype=self._loc.dtype, device=self._loc.device)
-        if isinstance(self._scale, Tensor):
-            return torch.addcmul(self._loc, noise, self._scale)
-        return torch.add(self._loc, noise, alpha=self._scale)
+        loc, scale = self._loc, self._scale
+        noise = torch.randn((*sample_shape, *self._batch_shape), dtype=loc.dtype, device=loc.device)
+        draw = torch.addcmul(loc, noise, scale) if isinstance(scale, Tensor) else torch.add(loc, noise, alpha=scale)
+        self._drawn = (draw, noise)
+        return draw
 
     def sample(self, sample_shape=()) -> Tensor:  # type: ignore[override]
         """A draw without gradient, of shape sample_shape + batch."""
         with torch.no_grad():
             return self.rsample(sample_shape)
+
+    def log_prob_of_draw(self, draw: Tensor, axes: tuple[int, ...]) -> Tensor | None:
+        r"""``log_prob(draw).sum(axes)`` as a function of the noise behind the last draw; None for any other value.
+
+        With :math:`x = \mu + \sigma\epsilon`, :math:`\log p(x) = -\tfrac12\epsilon^2 - \log\sigma - \tfrac12\log 2\pi`:
+        the same value and the same gradient with respect to whatever the parameters depend on, with less to compute;
+        but not the derivative with respect to ``draw``, whose way through the mean is already added.
+        """
+        if self._drawn is None or self._drawn[0] is not draw:
+            return None
+        noise = self._drawn[1]
+        log_scale: Tensor | float | None = self._log_scale
+        if log_scale is None:
+            log_scale = self._scale.log() if isinstance(self._scale, Tensor) else math.log(self._scale)
+        terms = torch.add(torch.square(noise), log_scale, alpha=2.0)
+        if not axes:
+            return torch.rsub(terms, -_HALF_LOG_2PI, alpha=0.5)
+        n = 1
+        for axis in axes:
+            n *= noise.shape[axis]
+        return torch.rsub(terms.sum(axes), -n * _HALF_LOG_2PI, alpha=0.5)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density at ``value``."""

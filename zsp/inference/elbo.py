@@ -99,11 +99,11 @@ class ELBO(Objective):
             for node in self.bn._stochastic_nodes():
                 if not node.is_reparameterized and not node.is_observed:
                     _require_nothing_to_learn(node)
-        log_q = self._log_q
-        for node in nodes:
-            if node.use_path_derivative:
-                log_q = _path_derivative(self.variational, log_q)
-                break
+        if any([node.use_path_derivative for node in nodes]):
+            log_q = _path_derivative(self.variational, self._log_q)
+        else:
+            log_q = self.variational._log_joint_of_draws()
+        self._require_one_shape(log_q)
         return self._mean(log_q - self._log_p)
 
 

@@ -138,7 +138,7 @@ def _log_weights(
                 f"is_loglikelihood averages over one sample axis, axis=0, but got axis={axis} and a proposal that "
                 f"declares {n_axes or 'none'}. Declare it with n_samples=k on the proposal's nodes."
             )
-        latents, sampled = latent_values(bn, observed)
+        latents, sampled = latent_values(bn, observed, bn._sample_axes())
         log_q = bn.log_joint()
         n_drawn = bn._sample_axes()[0]
         if remaining is None:

@@ -45,23 +45,31 @@ class Objective(TensorLike):
         from_prior: Iterable[str] = (),
     ) -> None:
         self.observed = observed
-        self.variational = execute_variational(variational, observed)
-        self._axis = _sample_axis(self.variational, axis)
-        latents, sampled = latent_values(self.variational, observed)
-        self._latents = latents
-        self.bn, self._log_p = execute_model(
-            meta_bn, observed, latents, self.variational._sample_axes(), sampled, tuple(from_prior)
-        )
-        self._log_q = self.variational.log_joint()
-        if self.bn is not None and (self.bn._is_scaled or self.variational._is_scaled):
-            _check_total_sizes(self.bn, self.variational, latents)
-        if self._log_p.shape != self._log_q.shape:
-            raise _shapes_differ(self.variational, self._log_p, self._log_q)
+        self.variational = bn_q = execute_variational(variational, observed)
+        self._axis = axis if axis is None else _sample_axis(bn_q, axis)
+        sample_shape = bn_q._sample_axes()
+        latents, sampled = latent_values(bn_q, observed, sample_shape)
+        self.bn, self._log_p = execute_model(meta_bn, observed, latents, sample_shape, sampled, tuple(from_prior))
+        if self.bn is not None and (self.bn._is_scaled or bn_q._is_scaled):
+            _check_total_sizes(self.bn, bn_q, latents)
+        if bn_q._checks:
+            self._require_one_shape(self._log_q)
+
+    @property
+    def _log_q(self) -> Tensor:
+        """log q(z | x) at the draws, a function of them and of the variational net's variables."""
+        return self.variational.log_joint()
+
+    def _require_one_shape(self, log_q: Tensor) -> None:
+        if self._log_p.shape != log_q.shape:
+            raise _shapes_differ(self.variational, self._log_p, log_q)
 
     @property
     def log_weights(self) -> Tensor:
         r""":math:`\log p(x, z) - \log q(z \mid x)`, of shape sample + batch."""
-        return self._log_p - self._log_q
+        log_q = self._log_q
+        self._require_one_shape(log_q)
+        return self._log_p - log_q
 
     def _mean(self, value: Tensor) -> Tensor:
         return value if self._axis is None else value.mean(self._axis)
@@ -99,10 +107,13 @@ def execute_variational(
     return bn
 
 
-def latent_values(variational: BayesianNet, observed: Mapping[str, Any]) -> tuple[dict[str, Tensor], frozenset[str]]:
+def latent_values(
+    variational: BayesianNet, observed: Mapping[str, Any], sample_shape: tuple[int, ...]
+) -> tuple[dict[str, Tensor], frozenset[str]]:
     """The values of the variational net's stochastic nodes, and the names of those with sample axes."""
     nodes = variational._stochastic_nodes()
     latents = {}
+    are_known = True
     for node in nodes:
         if node.name in observed:
             raise ValueError(
@@ -112,8 +123,11 @@ def latent_values(variational: BayesianNet, observed: Mapping[str, Any]) -> tupl
         if isinstance(node.value, Unavailable):
             raise node.value.error()
         latents[node.name] = node.value
-    if not variational._sample_axes():
+        are_known = are_known and node.with_samples
+    if not sample_shape:
         return latents, frozenset()
+    if are_known:
+        return latents, frozenset(latents)
     terms = [variational._log_prob(node) for node in nodes]
     sampled = (node.name for node in nodes if variational._n_sample_axes(node, nodes, terms))
     return latents, frozenset(sampled)
@@ -164,9 +178,7 @@ def execute_model(
     return None, log_p
 
 
-def _sample_axis(variational: BayesianNet, axis: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
-    if axis is None:
-        return None
+def _sample_axis(variational: BayesianNet, axis: int | tuple[int, ...]) -> int | tuple[int, ...]:
     declared = len(variational._sample_axes())
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     wrong = [a for a in axes if not 0 <= a < declared]
