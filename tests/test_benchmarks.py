@@ -11,7 +11,7 @@ from benchmarks import import_time, memory, node_overhead, vae_step
 from benchmarks.timing import Options, Row, compare, interleave, main
 
 ONCE = Options(repeats=1, threads=torch.get_num_threads())
-TINY = vae_step.Size(6, 5, 2, at_most=1.15, pyro_at_least=2.5, batch=4)
+TINY = vae_step.Size(6, (5,), 2, at_most=1.15, pyro_at_least=2.5, batch=4)
 
 
 @pytest.mark.parametrize("benchmark_", [vae_step.BENCHMARK, node_overhead.BENCHMARK, import_time.BENCHMARK])

@@ -15,6 +15,7 @@ from torch import nn
 import zsp
 import zsp.graph
 from zsp.graph.layout import Layout, label_box, lay_out
+from zsp.models import build_vae
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -128,6 +129,7 @@ MODELS = {
     "lda": (lambda: lda(6, 11, 4, 30), dict(w=torch.zeros(6, 11)), "theta->z z->w phi->w"),
     "hmm": (lambda: hmm(4), {f"x{t}": torch.zeros(()) for t in range(4)}, HMM_EDGES),
     "crossed": (crossed, dict(answer=torch.ones(5, 4)), "person->answer item->answer"),
+    "shipped_vae": (lambda: build_vae(6, 2, 5).generator.bind(n=3), dict(x=torch.ones(3, 6)), "z->x_mean z->x"),
 }  # fmt: skip
 
 

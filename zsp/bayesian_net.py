@@ -218,7 +218,9 @@ class BayesianNet(NodeMethods):
         with_samples = n_samples is not None
         if is_observed:
             self._n_used += 1
-            value = self._given(row, name, dist, value, dtype)
+            wanted = getattr(dist, "dtype", None) if dtype is None else dtype
+            if self._checks or wanted is None or not isinstance(value, Tensor) or value.dtype != wanted:
+                value = self._given(row, name, dist, value, dtype)
             if with_samples:
                 # a given value carries the declared axis if it is one axis longer than a draw without it
                 with_samples = value.dim() > len(dist.batch_shape) + len(dist.event_shape)
@@ -425,12 +427,14 @@ class BayesianNet(NodeMethods):
             return cached
         axes = _LAST_AXES[node.group_ndims]
         summed = getattr(node.dist, "summed_log_prob", None)  # where a distribution sums cheaper than term by term
-        if summed is not None and axes and node.mask is None and isinstance(node.value, Tensor):
-            log_prob = summed(node.value, axes)
-        else:
+        if node.mask is not None or not isinstance(node.value, Tensor):
             log_prob = self._ungrouped_log_prob(node)
             if axes:
                 log_prob = log_prob.sum(axes)
+        elif axes:
+            log_prob = node.dist.log_prob(node.value).sum(axes) if summed is None else summed(node.value, axes)
+        else:
+            log_prob = node.dist.log_prob(node.value)
         node.log_prob = log_prob
         if self._checks and can_read_values():
             checks.check_log_prob(node, log_prob, strict=self._checks == STRICT)

@@ -203,7 +203,7 @@ class MetaBayesianNet(FunctionModule):
                     f"({self._function.__name__}({name}=...)), with bind({name}=...), or as a key of the observed "
                     "values."
                 )
-        shapes: Any = ()
+        shapes = None
         if not torch.compiler.is_compiling():
             given = [(name, shape_key(value)) for name, value in values.items()]
             shapes = (tuple(given), sample_shape, with_samples, excluded)

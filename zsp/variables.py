@@ -216,9 +216,8 @@ class FunctionModule(nn.Module):
         return variables if isinstance(variables, Variables) else None
 
     def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any, execution: Execution) -> Any:
-        """Run the function in ``execution``; nodes are checked the first time for given ``shapes``."""
-        compiling = torch.compiler.is_compiling()
-        if not compiling and (shapes not in self._checked_shapes or is_strict()):
+        """Run the function in ``execution``; nodes are checked the first time for given ``shapes``, never for None."""
+        if shapes is not None and (shapes not in self._checked_shapes or is_strict()):
             execution.checks = STRICT if is_strict() else FIRST
         previous = set_execution(execution)
         try:
@@ -349,8 +348,10 @@ class ReusableFunction(FunctionModule):
         kwargs: Mapping[str, Any],
         sample_shape: tuple[int, ...] | None = None,
     ) -> Any:
-        given = tuple([(name, shape_key(value)) for name, value in kwargs.items()]) if kwargs else ()
-        shapes = (tuple(map(shape_key, args)), given, tuple(observed))
+        shapes = None
+        if not torch.compiler.is_compiling():
+            given = [(name, shape_key(value)) for name, value in kwargs.items()]
+            shapes = (tuple([shape_key(value) for value in args]), tuple(given), tuple(observed))
         execution = Execution(self._scope, observed, self._variables, self._returned, sample_shape)
         result = self._run(args, kwargs, shapes, execution)
         if isinstance(result, BayesianNet):

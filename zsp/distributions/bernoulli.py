@@ -38,6 +38,11 @@ class Bernoulli(Lean, torch.distributions.Bernoulli):
         self._validate_args = False
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the logits and of the values."""
+        return self._logits.dtype
+
+    @property
     def probs(self) -> Tensor:  # type: ignore[override]
         """Probability of 1, of the batch shape."""
         return self.logits.sigmoid()
