@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -103,7 +104,9 @@ def interleave(
     before: Mapping[str, Callable[[], Any]] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
-    """Seconds a call of every candidate, in interleaved rounds.
+    """Seconds a call of every candidate, in interleaved rounds, each in an order of its own.
+
+    In one fixed order a candidate would always find the caches and threads of the same neighbour.
 
     Args:
         candidates: name -> what is timed.
@@ -125,8 +128,9 @@ def interleave(
         function()
         calls[name] = max(1, round(block / (clock() - start)))
     times: Times = {name: [] for name in candidates}
+    shuffle = random.Random(0)
     for _ in range(rounds):
-        for name, function in candidates.items():
+        for name, function in shuffle.sample(list(candidates.items()), len(candidates)):
             before.get(name, _nothing)()
             function()  # not timed: it finds the caches full of the candidate before
             n_calls = calls[name]

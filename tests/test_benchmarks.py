@@ -56,12 +56,14 @@ def test_compare_takes_the_ratio_of_medians():
     assert compare("x", times, "a", "b").is_met is None
 
 
-def test_candidates_take_turns():
+def test_candidates_take_turns_in_an_order_that_changes():
     order = []
-    times = interleave({name: lambda name=name: order.append(name) for name in "ab"}, 2, block=0.0)
-    assert "".join(order).strip("ab") == "" and [len(times[name]) for name in "ab"] == [2, 2]
-    turns = "".join(name for name, before in zip(order, ["", *order], strict=False) if name != before)
-    assert turns == "ababab"  # the first two to see how long a call takes
+    n_rounds = 8
+    times = interleave({name: lambda name=name: order.append(name) for name in "ab"}, n_rounds, block=0.0)
+    assert [len(times[name]) for name in "ab"] == [n_rounds, n_rounds]
+    turns = order[8:]  # four calls each to see how long one takes
+    rounds = ["".join(turns[k : k + 4]) for k in range(0, len(turns), 4)]  # one untimed call and one timed, each
+    assert len(rounds) == n_rounds and set(rounds) == {"aabb", "bbaa"}
 
 
 def test_the_table_names_what_it_was_run_on(capsys):
