@@ -227,6 +227,19 @@ def test_a_parameter_that_is_no_tensor():
         net().normal("z", [0.0, 1.0], std=1.0)
 
 
+@pytest.mark.parametrize(
+    ("method", "parameters", "message"),
+    [
+        ("uniform", {"minval": torch.tensor([0.0, 2.0]), "maxval": 1.0}, "minval must be below maxval.* at index \\[1\\]"),
+        ("truncated_normal", {"mean": 0.0, "std": 1.0, "minval": 1.0, "maxval": 0.0}, "minval must be below maxval"),
+        ("wishart", {"df": 1.5, "scale_tril": torch.eye(3)}, "df must be above 2, the number of rows less one"),
+    ],
+)
+def test_parameters_that_do_not_fit_one_another(method, parameters, message):
+    with pytest.raises(ValueError, match=rf"node 'x' \({method}\): {message}"):
+        getattr(net(), method)("x", **parameters)
+
+
 @pytest.mark.parametrize("group_ndims", [2, -1, 1.5])
 def test_group_ndims_that_do_not_fit(group_ndims):
     with pytest.raises(ValueError, match=r"node 'z' \(normal\): group_ndims"):

@@ -190,6 +190,8 @@ class BayesianNet(NodeMethods):
             dist = row.build(*args, **parameters)
         except (ValueError, TypeError, RuntimeError) as error:
             raise checks.cannot_build(row, name, args, parameters, error) from error
+        if self._checks:
+            checks.check_fit(row, name, dist)
         return self._add(
             row, name, dist, (args, parameters), value, n_samples, group_ndims, total_size, mask,
             is_reparameterized and dist.has_rsample, use_path_derivative, dtype,

@@ -4,7 +4,7 @@ Nets call these at the first execution for given shapes and inside :func:`zsp.ch
 nothing. Functions named after a mistake build its error; functions named ``check_...`` look for mistakes and raise.
 """
 
-from zsp.checks.declarations import cannot_build, check_declaration, check_deterministic, check_parameters
+from zsp.checks.declarations import cannot_build, check_declaration, check_deterministic, check_fit, check_parameters
 from zsp.checks.diagnosis import diagnose
 from zsp.checks.names import (
     NodeError,
@@ -25,6 +25,7 @@ __all__ = [
     "cannot_build",
     "check_declaration",
     "check_deterministic",
+    "check_fit",
     "check_given",
     "check_log_prob",
     "check_one_batch_shape",

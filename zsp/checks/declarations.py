@@ -11,13 +11,14 @@ from torch.distributions import Distribution
 from zsp.checks.names import input_and_node
 from zsp.checks.values import check_values
 from zsp.checks.wording import broadcasts_to, dtype_name, kind_of
+from zsp.distributions.lean import Lean
 from zsp.distributions.node_type import NodeType
 from zsp.execution import can_read_values
 
 if TYPE_CHECKING:
     from zsp.bayesian_net import BayesianNet
 
-__all__ = ["cannot_build", "check_declaration", "check_deterministic", "check_parameters"]
+__all__ = ["cannot_build", "check_declaration", "check_deterministic", "check_fit", "check_parameters"]
 
 
 def check_declaration(
@@ -134,6 +135,15 @@ def check_parameters(row: NodeType, name: str, args: tuple[Any, ...], parameters
                 f"node {name!r} ({row.name}): {key} must be a tensor or a number, but got {type(value).__name__}. "
                 f"Convert it: torch.as_tensor({key})."
             )
+
+
+def check_fit(row: NodeType, name: str, dist: Distribution) -> None:
+    """Parameters that fit one another, where the distribution asks for more than one at a time."""
+    fit = dist.parameters_fit() if isinstance(dist, Lean) and can_read_values() else None
+    if fit is None or bool(fit[0].all()):
+        return
+    index = [int(i) for i in (~fit[0]).nonzero()[0]]
+    raise ValueError(f"node {name!r} ({row.name}): {fit[1]}, but it is not{f' at index {index}' if index else ''}.")
 
 
 def _check_devices(row: NodeType, name: str, tensors: dict[str, Tensor]) -> None:

@@ -69,6 +69,13 @@ class Lean(Distribution):
         self._event_shape = torch.Size(event_shape)
         self._validate_args = False
 
+    def parameters_fit(self) -> tuple[Tensor, str] | None:
+        """Whether the parameters fit one another, and what they must satisfy in words; None where nothing is asked.
+
+        A constraint looks at one parameter at a time; this is for the rest, and a checked net calls it.
+        """
+        return None
+
     @property
     def parameter(self) -> Tensor:
         """A parameter, as it was given: values follow its dtype and device."""

@@ -121,6 +121,12 @@ class TruncatedNormal(Lean):
         given = {"loc": loc, "scale": scale, "low": low, "high": high}
         self._set((), **{name: value for name, value in given.items() if value is not None})
 
+    def parameters_fit(self) -> tuple[Tensor, str] | None:
+        """The lower end lies below the upper one."""
+        if self._low is None or self._high is None:
+            return None
+        return self._low < self._high, "minval must be below maxval"
+
     @property
     def support(self) -> Any:  # type: ignore[override]
         """The closed interval."""

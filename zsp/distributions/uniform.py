@@ -33,6 +33,10 @@ class Uniform(Lean, torch.distributions.Uniform):
     def __init__(self, low: Value, high: Value) -> None:
         self._set(low=low, high=high)
 
+    def parameters_fit(self) -> tuple[Tensor, str]:
+        """The lower end lies below the upper one."""
+        return self._low < self._high, "minval must be below maxval"
+
     @property
     def support(self) -> Any:  # type: ignore[override]
         """The closed interval."""

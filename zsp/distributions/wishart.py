@@ -128,6 +128,11 @@ class Wishart(Lean):
         self._set(scale_tril=tril, df=as_tensors(tril, df)[1])
         self._event_shape = tril.shape[-2:]
 
+    def parameters_fit(self) -> tuple[Tensor, str]:
+        """Enough degrees of freedom for a density."""
+        d = self._event_shape[-1]
+        return self._df > d - 1, f"df must be above {d - 1}, the number of rows less one"
+
     @property
     def covariance_matrix(self) -> Tensor:
         """The scale V, of shape batch + [d, d]."""
