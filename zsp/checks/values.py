@@ -54,14 +54,12 @@ def _short(bound: Any) -> str:
     return f"{bound:g}" if isinstance(bound, (int, float)) else str(bound)
 
 
-def check_values(what: str, value: Tensor, constraint: Constraint, hint: str = "", where: Tensor | None = None) -> None:
+def check_values(what: str, value: Tensor, constraint: Constraint, hint: str = "") -> None:
     """All of ``value`` satisfies the constraint; the error names the first bad one."""
     bad = ~constraint.check(value)
     if value.is_floating_point():
         nan = value.isnan()
         bad = bad | (nan.flatten(bad.dim()).any(-1) if nan.dim() > bad.dim() else nan)
-    if where is not None:
-        bad = bad & where
     if not bool(bad.any()):
         return
     index = tuple(int(i) for i in bad.nonzero()[0])
