@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zsp.bayesian_net import BayesianNet
-from zsp.inference.objective import (
+from zsp.inference.variational.objective import (
     LogJoint,
     Variational,
     execute_model,

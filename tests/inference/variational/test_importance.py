@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import zsp
-from tests.inference.test_elbo import conjugate, data, log_evidence, posterior
+from tests.inference.variational.test_elbo import conjugate, data, log_evidence, posterior
 
 
 @zsp.meta_bayesian_net(scope="proposal")

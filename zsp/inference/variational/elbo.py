@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zsp.bayesian_net import BayesianNet
-from zsp.inference.objective import LogJoint, Objective, Variational
+from zsp.inference.variational.objective import LogJoint, Objective, Variational
 from zsp.node import Node
 
 __all__ = ["ELBO", "elbo"]

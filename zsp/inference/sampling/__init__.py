@@ -1,0 +1,1 @@
+"""Sampling: kernels, the run loop, and draws."""

@@ -1,0 +1,1 @@
+"""Variational inference: objectives, their gradient estimators, and importance sampling."""
