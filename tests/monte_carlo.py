@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 from torch import Tensor
 
-__all__ = ["assert_chi_square", "assert_ks", "assert_mean", "assert_variance"]
+__all__ = ["assert_chi_square", "assert_ks", "assert_less_variance", "assert_mean", "assert_variance"]
 
 FALSE_ALARM = 1e-7  # a test; some hundreds of comparisons a run keep a run's rate under 1e-4
 
@@ -45,6 +45,22 @@ def assert_variance(draws: Tensor, expected: Tensor | float, *, false_alarm: flo
     n = draws.shape[0]
     squares = (draws - draws.mean(0)) ** 2 * (n / (n - 1))
     assert_mean(squares, expected, false_alarm=false_alarm)
+
+
+def assert_less_variance(small: Tensor, large: Tensor, *, false_alarm: float = FALSE_ALARM) -> None:
+    """Independent draws over the first axis have less variance than others, summed over the other axes (one-sided).
+
+    The difference has to exceed what the draws' fourth moments make likely for two equal variances.
+    """
+    z = NormalDist().inv_cdf(1 - false_alarm)
+    totals, errors = [], []
+    for draws in (small, large):
+        n = draws.shape[0]
+        squares = ((draws - draws.mean(0)) ** 2 * (n / (n - 1))).reshape(n, -1).sum(1)
+        totals.append(squares.mean())
+        errors.append(squares.std() / n**0.5)
+    tolerance = z * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
+    assert totals[0] + tolerance < totals[1], f"variances {totals[0]:.4g} and {totals[1]:.4g}, tolerance {tolerance:.2g}"
 
 
 def assert_ks(draws: np.ndarray, cdf: Callable[[np.ndarray], np.ndarray], *, false_alarm: float = FALSE_ALARM):

@@ -19,7 +19,7 @@ from zsp import checks
 from zsp.distributions import NodeMethods, NodeType
 from zsp.distributions.tensors import value_dtype
 from zsp.execution import FIRST, PLAIN, STRICT, Execution, can_read_values, current_execution, current_tracer, is_strict
-from zsp.node import Node, StochasticTensor, Unavailable, describe, shape_and_dtype
+from zsp.node import LateValue, Node, StochasticTensor, Unavailable, describe, shape_and_dtype
 from zsp.tensor_like import TensorLike, to_tensor
 
 __all__ = ["BayesianNet"]
@@ -66,36 +66,34 @@ class BayesianNet(NodeMethods):
         observed: node name -> value. A value may be a tensor, a number or an array.
     """
 
+    # what a net begins with; most nets keep most of it
+    _n_used = 0  # given values that nodes took
+    _n_drawn = 0  # stochastic nodes without a given value
+    _is_scaled = False  # whether some node has a total_size
+    _index = -1  # which of its execution's nets without observations of their own it is
+    _owner = ""
+    _execution: Execution | None = None  # the execution whose observations it receives
+    _sample_shape: tuple[int, ...] | None = None
+    _custom_log_joint: Callable[[BayesianNet], Tensor] | None = None
+    _rerun: Callable[[Mapping[str, Any]], BayesianNet] | None = None
+
     def __init__(self, observed: Mapping[str, Any] | None = None) -> None:
         self._nodes: dict[str, Node | Tensor] = {}
-        self._n_used = 0  # given values that nodes took
-        self._n_drawn = 0  # stochastic nodes without a given value
-        self._is_scaled = False  # whether some node has a total_size
-        self._custom_log_joint: Callable[[BayesianNet], Tensor] | None = None
-        self._rerun: Callable[[Mapping[str, Any]], BayesianNet] | None = None
+        self._declared: list[Node] = []  # the stochastic ones
+        self._observed: Mapping[str, Any] = {} if observed is None else dict(observed)
         execution = current_execution()
-        if execution is not None and observed is None:
+        if execution is None:
+            self._checks = PLAIN if torch.compiler.is_compiling() else STRICT if is_strict() else FIRST
+            return
+        self._owner = execution.owner
+        self._checks = execution.checks
+        if observed is None:
             self._index = execution.n_nets
             execution.n_nets += 1
-            receives = self._index == execution.returned
-        else:
-            self._index = -1
-            receives = False
-        if execution is None:
-            self._owner = ""
-            self._checks = PLAIN if torch.compiler.is_compiling() else STRICT if is_strict() else FIRST
-        else:
-            self._owner = execution.owner
-            self._checks = execution.checks
-        if receives:
-            assert execution is not None
-            self._execution: Execution | None = execution
-            self._observed = execution.observed
-            self._sample_shape = execution.sample_shape
-        else:
-            self._execution = None
-            self._observed = {} if observed is None else dict(observed)
-            self._sample_shape = None
+            if self._index == execution.returned:
+                self._execution = execution
+                self._observed = execution.observed
+                self._sample_shape = execution.sample_shape
 
     @property
     def _with_samples(self) -> frozenset[str]:
@@ -145,10 +143,11 @@ class BayesianNet(NodeMethods):
                 f"bn.stochastic({name!r}, dist) needs a torch.distributions or pyro.distributions object as dist, "
                 f"but got {type(dist).__name__}."
             )
-        return self._add(
-            None, name, dist, None, self._observed.get(name), n_samples, group_ndims, total_size, mask,
-            is_reparameterized and dist.has_rsample, use_path_derivative, None,
+        node = Node(
+            None, name, dist, None, n_samples, group_ndims, total_size, mask,
+            is_reparameterized and dist.has_rsample, use_path_derivative,
         )  # fmt: skip
+        return self._add(node, self._observed.get(name), None)
 
     def _declare(
         self,
@@ -191,64 +190,53 @@ class BayesianNet(NodeMethods):
         except (ValueError, TypeError, RuntimeError) as error:
             raise checks.cannot_build(row, name, args, parameters, error) from error
         if self._checks:
-            checks.check_fit(row, name, dist)
-        return self._add(
-            row, name, dist, (args, parameters), value, n_samples, group_ndims, total_size, mask,
-            is_reparameterized and dist.has_rsample, use_path_derivative, dtype,
+            checks.check_fit(row, name, dist, dtype)
+        node = Node(
+            row, name, dist, (args, parameters), n_samples, group_ndims, total_size, mask,
+            is_reparameterized and dist.has_rsample, use_path_derivative,
         )  # fmt: skip
+        return self._add(node, value, dtype)
 
-    def _add(
-        self,
-        row: NodeType | None,
-        name: str,
-        dist: Distribution,
-        arguments: tuple[tuple[Any, ...], dict[str, Any]] | None,
-        value: Any,
-        n_samples: int | None,
-        group_ndims: int,
-        total_size: int | None,
-        mask: Tensor | None,
-        is_reparameterized: bool,
-        use_path_derivative: bool,
-        dtype: torch.dtype | None,
-    ) -> Any:
+    def _add(self, node: Node, value: Any, dtype: torch.dtype | None) -> Any:
+        """Take a declared node into the net, with the given value or, where that is None, a draw."""
+        name, dist, n_samples = node.name, node.dist, node.n_samples
         if name in self._nodes:
             raise checks.duplicate_name(self, name)
         if self._checks:
-            checks.check_declaration(self, row, name, dist, n_samples, group_ndims, total_size, mask)
-        is_observed = value is not None
-        with_samples = n_samples is not None
-        if is_observed:
+            checks.check_declaration(self, node)
+        given = value
+        if given is not None:
             self._n_used += 1
+            node.is_observed = True
             wanted = getattr(dist, "dtype", None) if dtype is None else dtype
             if self._checks or wanted is None or not isinstance(value, Tensor) or value.dtype != wanted:
-                value = self._given(row, name, dist, value, dtype)
-            if with_samples:
+                value = self._given(node.row, name, dist, value, dtype)
+            if self._sample_shape is not None and name in self._with_samples:
+                node.with_samples = True
+            elif n_samples is not None:
                 # a given value carries the declared axis if it is one axis longer than a draw without it
-                with_samples = value.dim() > len(dist.batch_shape) + len(dist.event_shape)
-            with_samples = with_samples or (self._sample_shape is not None and name in self._with_samples)
+                node.with_samples = value.dim() > len(dist.batch_shape) + len(dist.event_shape)
         else:
             self._n_drawn += 1
-            if n_samples is None:
-                sample_shape: tuple[int, ...] = ()
-            else:
+            sample_shape: tuple[int, ...] = ()
+            if n_samples is not None:
                 sample_shape = (n_samples,) if self._sample_shape is None else self._sample_shape
+                node.with_samples = True
             try:
-                value = dist.rsample(sample_shape) if is_reparameterized else dist.sample(sample_shape)
+                value = dist.rsample(sample_shape) if node.is_reparameterized else dist.sample(sample_shape)
             except NotImplementedError as error:
-                value = Unavailable(name, row.name if row is not None else type(dist).__name__, str(error))
+                value = Unavailable(name, node.kind, str(error))
             else:
                 if dtype is not None:
                     value = value.to(dtype)
-        if total_size is not None:
+        node.value = value
+        if node.total_size is not None:
             self._is_scaled = True
-        node = Node(
-            name, dist, value, is_observed, is_reparameterized, use_path_derivative, n_samples, with_samples,
-            group_ndims, total_size, mask, row, arguments,
-        )  # fmt: skip
         self._nodes[name] = node
+        self._declared.append(node)
         if self._checks:
-            if is_observed and can_read_values():
+            # a late value answers for itself, and may be a relaxed one off the support
+            if given is not None and not isinstance(given, LateValue) and can_read_values():
                 checks.check_support(node)
             tracer = current_tracer()
             if tracer is not None:
@@ -258,7 +246,10 @@ class BayesianNet(NodeMethods):
     def _given(self, row: NodeType | None, name: str, dist: Distribution, value: Any, dtype: torch.dtype | None) -> Any:
         """The observation as a tensor of the node's dtype."""
         wanted = dtype if dtype is not None else value_dtype(dist)
-        if not isinstance(value, Tensor):
+        if isinstance(value, LateValue):
+            value = value.value_of(dist)
+            value = value if wanted is None else value.to(wanted)
+        elif not isinstance(value, Tensor):
             value = checks.as_tensor(name, value, like=dist, dtype=wanted)
         if self._checks:
             checks.check_given(row, name, dist, value, wanted)
@@ -354,8 +345,9 @@ class BayesianNet(NodeMethods):
             self._custom_log_joint = custom
 
     def _default_log_joint(self) -> Tensor:
-        excluded = self._excluded
-        nodes = [n for n in self._nodes.values() if isinstance(n, Node) and n.name not in excluded]
+        nodes, excluded = self._declared, self._excluded
+        if excluded:
+            nodes = [node for node in nodes if node.name not in excluded]
         if not nodes:
             raise checks.no_stochastic_nodes(self)
         terms = [self._log_prob(node) for node in nodes]
@@ -379,16 +371,15 @@ class BayesianNet(NodeMethods):
         if self._custom_log_joint is not None or self._is_scaled or self._checks:
             return self.log_joint()
         total = None
-        for node in self._nodes.values():
-            if isinstance(node, Node):
-                term = None
-                if node.is_reparameterized and not node.is_observed and node.mask is None:
-                    of_draw = getattr(node.dist, "log_prob_of_draw", None)
-                    if of_draw is not None:
-                        term = of_draw(node.value, _LAST_AXES[node.group_ndims])
-                if term is None:
-                    term = self._log_prob(node)
-                total = term if total is None else total + term
+        for node in self._declared:
+            term = None
+            if node.is_reparameterized and not node.is_observed and node.mask is None:
+                of_draw = getattr(node.dist, "log_prob_of_draw", None)
+                if of_draw is not None:
+                    term = of_draw(node.value, _LAST_AXES[node.group_ndims])
+            if term is None:
+                term = self._log_prob(node)
+            total = term if total is None else total + term
         return self.log_joint() if total is None else total
 
     def _n_data(self, node: Node, nodes: list[Node], terms: list[Tensor]) -> int:
@@ -411,8 +402,8 @@ class BayesianNet(NodeMethods):
         """S: the sizes of the sample axes that this execution declares; empty where it declares none."""
         if self._sample_shape is not None:
             return self._sample_shape
-        for node in self._nodes.values():
-            if isinstance(node, Node) and node.with_samples and isinstance(node.value, Tensor):
+        for node in self._declared:
+            if node.with_samples and isinstance(node.value, Tensor):
                 return (node.value.shape[0],)
         return ()
 
@@ -429,14 +420,12 @@ class BayesianNet(NodeMethods):
             return cached
         axes = _LAST_AXES[node.group_ndims]
         summed = getattr(node.dist, "summed_log_prob", None)  # where a distribution sums cheaper than term by term
-        if node.mask is not None or not isinstance(node.value, Tensor):
+        if axes and summed is not None and node.mask is None and isinstance(node.value, Tensor):
+            log_prob = summed(node.value, axes)
+        else:
             log_prob = self._ungrouped_log_prob(node)
             if axes:
                 log_prob = log_prob.sum(axes)
-        elif axes:
-            log_prob = node.dist.log_prob(node.value).sum(axes) if summed is None else summed(node.value, axes)
-        else:
-            log_prob = node.dist.log_prob(node.value)
         node.log_prob = log_prob
         if self._checks and can_read_values():
             checks.check_log_prob(node, log_prob, strict=self._checks == STRICT)
@@ -462,7 +451,7 @@ class BayesianNet(NodeMethods):
         return node
 
     def _stochastic_nodes(self) -> list[Node]:
-        return [node for node in self._nodes.values() if isinstance(node, Node)]
+        return self._declared
 
     # -- looking at the net ---------------------------------------------------------------------------------------
 

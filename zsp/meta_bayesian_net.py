@@ -115,7 +115,6 @@ class MetaBayesianNet(FunctionModule):
             )
         self._positional_only = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
         self._input_names = frozenset(p.name for p in parameters)
-        self._required = tuple(p.name for p in parameters if p.default is p.empty)
         bound = inspect.signature(function).bind_partial(*args, **(kwargs or {}))
         bound.apply_defaults()
         self._inputs: dict[str, Any] = {}
@@ -194,22 +193,19 @@ class MetaBayesianNet(FunctionModule):
         for name, value in values.items():
             if name in self._input_names:
                 inputs[name] = value
+            elif value is None:
+                raise ValueError(f"the value given for {name!r} is None; leave the key out to draw the node.")
             else:
                 observed[name] = value
-        for name in self._required:
-            if name not in inputs:
-                raise ValueError(
-                    f"the input {name!r} of the model {self._scope!r} has no value. Give it when the model is made "
-                    f"({self._function.__name__}({name}=...)), with bind({name}=...), or as a key of the observed "
-                    "values."
-                )
+        if len(inputs) < len(self._input_names):
+            name = next(name for name in inspect.signature(self._function).parameters if name not in inputs)
+            raise ValueError(
+                f"the input {name!r} of the model {self._scope!r} has no value. Give it when the model is made "
+                f"({self._function.__name__}({name}=...)), with bind({name}=...), or as a key of the observed values."
+            )
         shapes = None
         if not torch.compiler.is_compiling():
-            given = [(name, shape_key(value)) for name, value in values.items()]
-            shapes = (tuple(given), sample_shape, with_samples, excluded)
-            if any([value is None for value in observed.values()]):
-                missing = next(name for name, value in observed.items() if value is None)
-                raise ValueError(f"the value given for {missing!r} is None; leave the key out to draw the node.")
+            shapes = (tuple(values), shape_key(values.values()), sample_shape, with_samples, excluded)
         args = tuple(inputs.pop(name) for name in self._positional_only) if self._positional_only else ()
         execution = Execution(
             self._scope, observed, self._variables, self._returned, sample_shape, with_samples, excluded,

@@ -14,11 +14,23 @@ from zsp.tensor_like import TensorLike
 if TYPE_CHECKING:
     from zsp.bayesian_net import BayesianNet
 
-__all__ = ["Node", "StochasticTensor", "Unavailable", "describe", "shape_and_dtype"]
+__all__ = ["LateValue", "Node", "StochasticTensor", "Unavailable", "UnavailableError", "describe", "shape_and_dtype"]
 
 
 class Node:
-    """What a net keeps of a stochastic node."""
+    """What a net keeps of a stochastic node: what was declared, then the value that the net gave it.
+
+    Attributes:
+        row: its row in the table of distributions; None for ``bn.stochastic``.
+        name: its name.
+        dist: its distribution.
+        arguments: positional and named arguments that the row built the distribution from.
+        n_samples, group_ndims, total_size, mask, is_reparameterized, use_path_derivative: its options.
+        value: the observation, a draw, or an :class:`Unavailable`.
+        is_observed: whether the value was given.
+        with_samples: whether the value is known to carry the net's sample axes.
+        log_prob: the log probability, once it has been asked for.
+    """
 
     __slots__ = (
         "arguments",
@@ -39,33 +51,30 @@ class Node:
 
     def __init__(
         self,
+        row: NodeType | None,
         name: str,
         dist: Distribution,
-        value: Any,
-        is_observed: bool,
-        is_reparameterized: bool,
-        use_path_derivative: bool,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] | None,
         n_samples: int | None,
-        with_samples: bool,
         group_ndims: int,
         total_size: int | None,
         mask: Tensor | None,
-        row: NodeType | None,
-        arguments: tuple[tuple[Any, ...], dict[str, Any]] | None,
+        is_reparameterized: bool,
+        use_path_derivative: bool,
     ) -> None:
+        self.row = row
         self.name = name
         self.dist = dist
-        self.value = value
-        self.is_observed = is_observed
-        self.is_reparameterized = is_reparameterized
-        self.use_path_derivative = use_path_derivative
+        self.arguments = arguments
         self.n_samples = n_samples
-        self.with_samples = with_samples  # whether the value is known to carry the net's sample axes
         self.group_ndims = group_ndims
         self.total_size = total_size
         self.mask = mask
-        self.row = row
-        self.arguments = arguments
+        self.is_reparameterized = is_reparameterized
+        self.use_path_derivative = use_path_derivative
+        self.value: Any = None
+        self.is_observed = False
+        self.with_samples = False
         self.log_prob: Tensor | None = None
 
     @property
@@ -126,18 +135,41 @@ class StochasticTensor(TensorLike):
         return f"StochasticTensor({describe(self._node)})"
 
 
+class LateValue(TensorLike):
+    """A given value that takes its final form once the node's distribution is known; see :meth:`value_of`.
+
+    Its ``tensor`` has the dtype and device that the value will have.
+    """
+
+    def value_of(self, dist: Distribution) -> Tensor:
+        """The value of the node that follows ``dist``."""
+        raise NotImplementedError
+
+
+class UnavailableError(NotImplementedError):
+    """The value of a node that cannot be drawn was used.
+
+    Attributes:
+        node: the node's name.
+    """
+
+    node = ""
+
+
 class Unavailable:
     """The value of an unobserved node that cannot be drawn; any use of it raises and says why."""
 
     def __init__(self, name: str, kind: str, reason: str) -> None:
         self._name, self._kind, self._reason = name, kind, reason
 
-    def error(self) -> NotImplementedError:
+    def error(self) -> UnavailableError:
         """The error that a use of the value raises."""
-        return NotImplementedError(
+        error = UnavailableError(
             f"node {self._name!r} ({self._kind}) is not observed and has no draw, but its value is used. "
             f"{self._reason} Observe it: observe({self._name}=...)."
         )
+        error.node = self._name
+        return error
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

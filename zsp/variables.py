@@ -8,7 +8,7 @@ import importlib
 import inspect
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import NoneType
 from typing import Any, ParamSpec, TypeVar
 
@@ -33,6 +33,7 @@ M = TypeVar("M", bound=nn.Module)
 Self = TypeVar("Self", bound="FunctionModule")
 
 _creation = threading.RLock()
+_PLAIN_TYPES = (int, float, str, NoneType)
 
 
 def module(name: str, factory: Callable[P, M], *args: P.args, **kwargs: P.kwargs) -> M:
@@ -66,7 +67,7 @@ def module(name: str, factory: Callable[P, M], *args: P.args, **kwargs: P.kwargs
         if found is not None:
             return found  # type: ignore[return-value]
     variables = _variables_of(execution, "module", name)
-    return variables.create(name, lambda: factory(*args, **kwargs), nn.Module)
+    return variables.create(name, functools.partial(factory, *args, **kwargs), nn.Module)
 
 
 def parameter(name: str, init: Tensor | float | Callable[[], Tensor]) -> nn.Parameter:
@@ -196,6 +197,7 @@ class FunctionModule(nn.Module):
         self._function = function
         self._scope = scope if scope is not None else function.__name__
         self._checked_shapes: set[Any] = set()
+        self._known_dependencies: dict[Any, Any] = {}  # which node was computed from which, where inference has asked
         self._returned = 0  # which of the nets made in the function it returns
         if reuse_variables:
             if not self._scope or "." in self._scope or hasattr(nn.Module, self._scope):
@@ -350,8 +352,7 @@ class ReusableFunction(FunctionModule):
     ) -> Any:
         shapes = None
         if not torch.compiler.is_compiling():
-            given = [(name, shape_key(value)) for name, value in kwargs.items()]
-            shapes = (tuple([shape_key(value) for value in args]), tuple(given), tuple(observed))
+            shapes = (shape_key((*args, *kwargs.values())), tuple(kwargs), tuple(observed))
         execution = Execution(self._scope, observed, self._variables, self._returned, sample_shape)
         result = self._run(args, kwargs, shapes, execution)
         if isinstance(result, BayesianNet):
@@ -433,10 +434,12 @@ def reuse_variables(scope: str | None = None) -> Callable[[Callable[..., Any]], 
     return lambda function: ReusableFunction(function, scope)
 
 
-def shape_key(value: Any) -> Any:
-    """What identifies a value for the check at the first execution: a tensor's shape, dtype and device, or its type."""
-    if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device
-    return value if isinstance(value, (int, float, str, NoneType)) else type(value)
-
-
+def shape_key(values: Iterable[Any]) -> tuple[Any, ...]:
+    """What identifies values for the check at the first execution: a tensor's shape, dtype and device, or a type."""
+    key: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            key += (value.shape, value.dtype, value.device)
+        else:
+            key.append(value if isinstance(value, _PLAIN_TYPES) else type(value))
+    return tuple(key)

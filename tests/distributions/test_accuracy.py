@@ -19,6 +19,7 @@ from zsp.distributions import (
     Geometric,
     LKJCholesky,
     NegativeBinomial,
+    Normal,
     OrderedLogistic,
     TruncatedNormal,
     VonMises,
@@ -104,6 +105,56 @@ def test_truncated_normal_is_normalised(low: float, high: float):
     x = torch.linspace(low, min(high, low + 20) if low > 0 else high, 200_001, dtype=torch.float64)
     density = TruncatedNormal(t(0.0), t(1.0), t(low), t(high)).log_prob(x).exp()
     assert abs(torch.trapezoid(density, x) - 1) < 1e-7
+
+
+def test_the_quadrature_of_a_short_truncated_normal_is_that_of_numpy():
+    from zsp.distributions.truncated_normal import _PLACES, _WEIGHTS
+
+    places, weights = np.polynomial.legendre.leggauss(len(_PLACES))
+    np.testing.assert_allclose(_PLACES, (1 + places) / 2, rtol=1e-13)
+    np.testing.assert_allclose(_WEIGHTS, weights / 2, rtol=1e-13)
+
+
+@pytest.mark.parametrize("value_shape", [(4, 3), (5, 4, 3), (3,)])
+@pytest.mark.parametrize("loc_shape", [(4, 3), (3,), (4, 1), ()])
+@pytest.mark.parametrize("scale", [0.7, t(0.7), t([0.5, 0.7, 2.0])])
+def test_the_summed_log_density_of_a_normal(value_shape: tuple[int, ...], loc_shape: tuple[int, ...], scale):
+    """It has a form of its own where the scale is a number; its value and gradients are those of the sum."""
+    generator = torch.Generator().manual_seed(0)
+    value, loc = (torch.randn(shape, dtype=torch.float64, generator=generator) for shape in (value_shape, loc_shape))
+    leaves = [value.requires_grad_(), loc.requires_grad_()]
+    dist = Normal(loc, scale)
+    for axes in ((-1,), (-2, -1)):
+        if len(axes) > max(len(value_shape), len(loc_shape)):
+            continue
+        ours = dist.summed_log_prob(value, axes)
+        terms = st.norm(loc.detach().numpy(), np.asarray(scale)).logpdf(value.detach().numpy())
+        np.testing.assert_allclose(ours.detach(), terms.sum(axes), rtol=1e-12)
+        plain = torch.autograd.grad(dist.log_prob(value).sum(), leaves)
+        for gradient, other in zip(torch.autograd.grad(ours.sum(), leaves), plain, strict=True):
+            np.testing.assert_allclose(gradient, other, rtol=1e-12)
+
+
+@pytest.mark.parametrize("given", ["number", "tensor", "logarithm"])
+def test_the_density_of_a_draw_of_a_normal(given: str):
+    dist = {
+        "number": Normal(torch.zeros(4, 3), 2.0),
+        "tensor": Normal(torch.zeros(4, 3), t([0.5, 0.7, 2.0])),
+        "logarithm": Normal(torch.zeros(4, 3), log_scale=t([0.5, 0.7, 2.0])),
+    }[given]
+    for sample_shape in ((), (5,)):
+        draw = dist.rsample(sample_shape)
+        for axes in ((), (-1,), (-2, -1)):
+            expected = dist.log_prob(draw).sum(axes) if axes else dist.log_prob(draw)
+            np.testing.assert_allclose(dist.log_prob_of_draw(draw, axes), expected, rtol=1e-12)
+
+
+def test_the_draws_of_a_normal_depend_on_the_seed_and_not_on_the_layout_of_its_mean():
+    draws = []
+    for loc in (torch.zeros(40, 30), torch.zeros(30, 40).t(), torch.zeros(40, 1), torch.zeros(30)):
+        torch.manual_seed(0)
+        draws.append(Normal(loc, torch.ones(40, 30)).rsample())
+    assert all(torch.equal(draw, draws[0]) for draw in draws)
 
 
 def test_ordered_logistic_far_out():

@@ -10,35 +10,30 @@ from torch.distributions import Distribution
 
 from zsp.checks.names import input_and_node
 from zsp.checks.values import check_values
-from zsp.checks.wording import broadcasts_to, dtype_name, kind_of
+from zsp.checks.wording import broadcasts_to, dtype_name
 from zsp.distributions.lean import Lean
 from zsp.distributions.node_type import NodeType
 from zsp.execution import can_read_values
 
 if TYPE_CHECKING:
     from zsp.bayesian_net import BayesianNet
+    from zsp.node import Node
 
 __all__ = ["cannot_build", "check_declaration", "check_deterministic", "check_fit", "check_parameters"]
 
 
-def check_declaration(
-    bn: BayesianNet,
-    row: NodeType | None,
-    name: str,
-    dist: Distribution,
-    n_samples: Any,
-    group_ndims: Any,
-    total_size: Any,
-    mask: Any,
-) -> None:
+def check_declaration(bn: BayesianNet, node: Node) -> None:
     """The name and the options of a node."""
+    name: Any = node.name
+    dist, n_samples, group_ndims = node.dist, node.n_samples, node.group_ndims
+    total_size, mask = node.total_size, node.mask
     if not isinstance(name, str):
         raise TypeError(
             f"a node's name comes first and is a string, but got {type(name).__name__}: bn.normal('z', mean, std=1.)."
         )
     if bn._execution is not None and name in bn._execution.input_names:
         raise input_and_node(bn._owner, name)
-    kind = kind_of(row, dist)
+    kind = node.kind
     n_batch = len(dist.batch_shape)
     if n_samples is not None and (not isinstance(n_samples, int) or n_samples < 1):
         raise ValueError(
@@ -137,8 +132,13 @@ def check_parameters(row: NodeType, name: str, args: tuple[Any, ...], parameters
             )
 
 
-def check_fit(row: NodeType, name: str, dist: Distribution) -> None:
-    """Parameters that fit one another, where the distribution asks for more than one at a time."""
+def check_fit(row: NodeType, name: str, dist: Distribution, dtype: torch.dtype | None = None) -> None:
+    """Parameters that fit one another and the value's dtype, where the distribution asks for more than each alone."""
+    if dtype is not None and not dtype.is_floating_point and dist.has_rsample:
+        raise ValueError(
+            f"node {name!r} ({row.name}): straight_through gives the draw a gradient, which a value of dtype "
+            f"{dtype_name(dtype)} cannot carry. Leave dtype out, or straight_through."
+        )
     fit = dist.parameters_fit() if isinstance(dist, Lean) and can_read_values() else None
     if fit is None or bool(fit[0].all()):
         return

@@ -72,6 +72,7 @@ from zsp.distributions.pareto import Pareto, pareto_node
 from zsp.distributions.poisson import Poisson, poisson_node
 from zsp.distributions.samples import Delta, Empirical, Implicit, delta_node, empirical_node, implicit_node
 from zsp.distributions.student_t import StudentT, student_t_node
+from zsp.distributions.sylvester import Sylvester
 from zsp.distributions.truncated_normal import TruncatedNormal, truncated_normal_node
 from zsp.distributions.uniform import Uniform, uniform_node
 from zsp.distributions.von_mises import VonMises, von_mises_node
@@ -132,6 +133,7 @@ __all__ = [
     "Poisson",
     "ReparameterizedOptions",
     "StudentT",
+    "Sylvester",
     "TruncatedNormal",
     "Uniform",
     "UnnormalizedMultinomial",

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions.constraints import integer_interval, one_hot, real_vector
+from torch.distributions.constraints import integer_interval, one_hot, positive, real_vector
 from typing_extensions import Unpack
 
 from zsp.distributions.lean import Lean, Parameter
-from zsp.distributions.node_type import DiscreteOptions, exactly_one, node_type
-from zsp.distributions.tensors import times_log
+from zsp.distributions.node_type import DiscreteOptions, Value, exactly_one, node_type
+from zsp.distributions.supports import simplex
+from zsp.distributions.tensors import open_uniform, times_log
 
 __all__ = ["Categorical", "OneHotCategorical", "categorical_node", "onehot_categorical_node"]
 
@@ -108,14 +109,19 @@ class OneHotCategorical(Lean):
     Args:
         probs: probabilities, shape [..., n_categories]; exclusive with ``logits``.
         logits: unnormalised log probabilities, shape [..., n_categories]; minus infinity forbids a category.
+        straight_through: a temperature; draws then carry the gradient of a relaxed draw at this temperature.
     """
 
     support = one_hot
+    relaxed_support = simplex  # where log_prob is its own smooth extension, linear in the value
     has_enumerate_support = True
     logits = Parameter(event_dim=1)
 
-    def __init__(self, probs: Tensor | None = None, logits: Tensor | None = None) -> None:
+    def __init__(
+        self, probs: Tensor | None = None, logits: Tensor | None = None, straight_through: Value | None = None
+    ) -> None:
         self._logits = _logits_of(probs, logits)
+        self._straight_through = straight_through
         self._batch_shape, self._event_shape = self._logits.shape[:-1], self._logits.shape[-1:]
         self._validate_args = False
 
@@ -138,6 +144,23 @@ class OneHotCategorical(Lean):
         """Entropy in nats."""
         log_p = self._logits.log_softmax(-1)
         return -times_log(log_p.exp(), log_p).sum(-1)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether draws carry the gradient of a relaxed draw, which is biased."""
+        return self._straight_through is not None
+
+    def rsample(self, sample_shape=()) -> Tensor:  # type: ignore[override]
+        """One-hot vectors with the gradient of a relaxed draw that has the same noise (``straight_through``)."""
+        if self._straight_through is None:
+            raise NotImplementedError("a one-hot draw has no derivative; straight_through=temperature gives it one.")
+        gumbel = -(-open_uniform(self._shape(sample_shape), self._logits).log()).log()
+        temperature = self._straight_through
+        if isinstance(temperature, Tensor) and temperature.dim():
+            temperature = temperature.unsqueeze(-1)
+        relaxed = ((self._logits + gumbel) / temperature).softmax(-1)
+        hard = torch.nn.functional.one_hot(relaxed.detach().argmax(-1), self._event_shape[-1]).to(relaxed.dtype)
+        return hard + (relaxed - relaxed.detach())
 
     def sample(self, sample_shape=()) -> Tensor:  # type: ignore[override]
         """One-hot vectors in the dtype of the logits, of shape sample_shape + batch + [n_categories]."""
@@ -176,16 +199,24 @@ def categorical_node(logits: Tensor, **options: Unpack[DiscreteOptions]) -> Cate
 
 @node_type(
     logits=real_vector,
+    straight_through=positive,
     hint="A value is a vector with one 1 and zeros. For labels use bn.categorical, or "
     "torch.nn.functional.one_hot(labels, n_categories); for relaxed vectors bn.concrete.",
     scipy="multinomial(1, softmax(logits))",
 )
-def onehot_categorical_node(logits: Tensor, **options: Unpack[DiscreteOptions]) -> OneHotCategorical:
+def onehot_categorical_node(
+    logits: Tensor, *, straight_through: Value | None = None, **options: Unpack[DiscreteOptions]
+) -> OneHotCategorical:
     r"""Categorical node over one-hot vectors of length K; also named ``onehot_discrete``.
 
     .. math:: \log p(x) = \sum_k x_k \bigl(l_k - \log\sum_j e^{l_j}\bigr)
 
     Args:
         logits: unnormalised log probabilities l, shape [..., K].
+        straight_through: a temperature t > 0, a number or of the batch shape; the draw, still one-hot, then carries the
+            gradient of the relaxed draw (``concrete``) with the same noise, so that ``sgvb`` trains through it. That
+            gradient is biased.
+
+    Reference for straight-through gradients: Jang et al. 2017, arXiv:1611.01144, section 2.2.
     """
-    return OneHotCategorical(logits=logits)
+    return OneHotCategorical(logits=logits, straight_through=straight_through)

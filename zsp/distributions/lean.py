@@ -51,6 +51,7 @@ class Lean(Distribution):
     """A distribution that stores its parameters as given and does not validate them (a checked net does)."""
 
     _parameters: ClassVar[dict[str, Parameter]] = {}
+    _validate_args = False
     arg_constraints: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
     def _set(self, event_shape: tuple[int, ...] = (), **parameters: Any) -> None:
@@ -67,7 +68,6 @@ class Lean(Distribution):
             self.__dict__[self._parameters[name].slot] = tensor
         self._batch_shape = batch_shape
         self._event_shape = torch.Size(event_shape)
-        self._validate_args = False
 
     def parameters_fit(self) -> tuple[Tensor, str] | None:
         """Whether the parameters fit one another, and what they must satisfy in words; None where nothing is asked.

@@ -200,8 +200,7 @@ def node_method(function: Callable[P, Distribution]) -> Callable[Concatenate[Any
             self, name, *args, n_samples=None, group_ndims=0, dtype=None, total_size=None, mask=None, **parameters
         ):
             return self._declare(
-                TABLE[row_name], name, args, parameters, n_samples, group_ndims, total_size, mask,
-                is_reparameterized=False, dtype=dtype,
+                TABLE[row_name], name, args, parameters, n_samples, group_ndims, total_size, mask, dtype=dtype,
             )  # fmt: skip
 
     else:

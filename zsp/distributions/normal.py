@@ -42,13 +42,11 @@ class Normal(torch.distributions.Normal):
         log_scale: its logarithm.
     """
 
-    def __init__(
-        self,
-        loc: Value,
-        scale: Value | None = None,
-        *,
-        log_scale: Value | None = None,
-    ) -> None:
+    _event_shape = torch.Size()
+    _validate_args = False
+    _drawn: tuple[Tensor, Tensor] | None = None  # the last draw, and the noise behind it
+
+    def __init__(self, loc: Value, scale: Value | None = None, *, log_scale: Value | None = None) -> None:
         if not isinstance(loc, Tensor):
             like = scale if isinstance(scale, Tensor) else log_scale
             if isinstance(like, Tensor):
@@ -61,9 +59,6 @@ class Normal(torch.distributions.Normal):
             scale = log_scale.exp() if isinstance(log_scale, Tensor) else math.exp(log_scale)
         self._loc, self._scale, self._log_scale = loc, scale, log_scale
         self._batch_shape = broadcast_shape(loc.shape, scale.shape) if isinstance(scale, Tensor) else loc.shape
-        self._event_shape = torch.Size()
-        self._validate_args = False
-        self._drawn: tuple[Tensor, Tensor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,7 +91,11 @@ class Normal(torch.distributions.Normal):
     def rsample(self, sample_shape=()) -> Tensor:  # type: ignore[override]
         """A draw, differentiable in the parameters, of shape sample_shape + batch."""
         loc, scale = self._loc, self._scale
-        noise = torch.randn((*sample_shape, *self._batch_shape), dtype=loc.dtype, device=loc.device)
+        if sample_shape or loc.shape != self._batch_shape:
+            noise = torch.randn((*sample_shape, *self._batch_shape), dtype=loc.dtype, device=loc.device)
+        else:
+            # the same numbers, with less to pass
+            noise = torch.randn_like(loc, memory_format=torch.contiguous_format)
         draw = torch.addcmul(loc, noise, scale) if isinstance(scale, Tensor) else torch.add(loc, noise, alpha=scale)
         self._drawn = (draw, noise)
         return draw
@@ -111,21 +110,32 @@ class Normal(torch.distributions.Normal):
 
         With :math:`x = \mu + \sigma\epsilon`, :math:`\log p(x) = -\tfrac12\epsilon^2 - \log\sigma - \tfrac12\log 2\pi`:
         the same value and the same gradient with respect to whatever the parameters depend on, with less to compute;
-        but not the derivative with respect to ``draw``, whose way through the mean is already added.
+        but not the derivative with respect to ``draw``, whose way through the mean is already added. ``axes`` are the
+        last ones, counted from the end and in order.
         """
         if self._drawn is None or self._drawn[0] is not draw:
             return None
         noise = self._drawn[1]
-        log_scale: Tensor | float | None = self._log_scale
-        if log_scale is None:
-            log_scale = self._scale.log() if isinstance(self._scale, Tensor) else math.log(self._scale)
-        terms = torch.add(torch.square(noise), log_scale, alpha=2.0)
+        log_scale = self._log_scale
+        if not isinstance(log_scale, Tensor):
+            scale = self._scale
+            log_scale = scale.log() if isinstance(scale, Tensor) else noise.new_full((), math.log(scale))
+        # the noise, which has no gradient, takes the factor 1/2: on the other terms it would be an operation backward
+        terms = torch.addcmul(log_scale, noise, noise, value=0.5)
         if not axes:
-            return torch.rsub(terms, -_HALF_LOG_2PI, alpha=0.5)
-        n = 1
-        for axis in axes:
-            n *= noise.shape[axis]
-        return torch.rsub(terms.sum(axes), -n * _HALF_LOG_2PI, alpha=0.5)
+            return torch.rsub(terms, -_HALF_LOG_2PI)
+        n = noise.shape[axes[0] :].numel()
+        return torch.rsub(terms.sum(axes), -n * _HALF_LOG_2PI)
+
+    def summed_log_prob(self, value: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """``log_prob(value).sum(axes)`` over the last axes; where the scale is a number, only squares are summed."""
+        loc, scale = self._loc, self._scale
+        if isinstance(scale, Tensor):
+            return self.log_prob(value).sum(axes)
+        difference = value - loc
+        constant = difference.shape[axes[0] :].numel() * (-math.log(scale) - _HALF_LOG_2PI)
+        # a product with itself, whose derivative is cheaper than that of a square
+        return torch.rsub((difference * difference).sum(axes), constant, alpha=0.5 / (scale * scale))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density at ``value``."""

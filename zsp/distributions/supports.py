@@ -18,12 +18,15 @@ __all__ = [
     "Counts",
     "LogSimplex",
     "OpenUnitInterval",
+    "Ordered",
     "Point",
     "Simplex",
     "counts",
     "log_simplex",
     "open_simplex",
     "open_unit_interval",
+    "ordered",
+    "positive_ordered",
     "simplex",
 ]
 
@@ -75,6 +78,29 @@ class OpenUnitInterval(Constraint):
     def check(self, value: Tensor) -> Tensor:
         """Whether each number is in (0, 1)."""
         return (value > 0) & (value < 1)
+
+
+class Ordered(Constraint):
+    """Vectors of increasing numbers.
+
+    Args:
+        is_positive: whether the first, and so each of them, is above zero.
+    """
+
+    is_discrete = False
+    event_dim = 1
+
+    def __init__(self, is_positive: bool = False) -> None:
+        self.is_positive = is_positive
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether the numbers of each vector increase."""
+        increases = (value[..., 1:] > value[..., :-1]).all(-1)
+        return increases & (value[..., 0] > 0) if self.is_positive else increases
+
+    def __repr__(self) -> str:
+        return f"Ordered(is_positive={self.is_positive})"
 
 
 class Counts(Constraint):
@@ -183,6 +209,38 @@ class _LogStickBreaking(transforms.Transform):
         return (*shape[:-1], shape[-1] - 1)
 
 
+class _Increments(transforms.Transform):
+    """Sums of steps, each the exponential of a number; the first is the number itself unless it must be positive."""
+
+    domain = torch.distributions.constraints.real_vector
+    bijective = True
+
+    def __init__(self, is_positive: bool) -> None:
+        super().__init__()
+        self.is_positive = is_positive
+        self.codomain: Constraint = Ordered(is_positive)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Increments) and self.is_positive == other.is_positive
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.is_positive))
+
+    def _call(self, x: Tensor) -> Tensor:
+        steps = x.exp() if self.is_positive else torch.cat([x[..., :1], x[..., 1:].exp()], -1)
+        return steps.cumsum(-1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        first = y[..., :1].log() if self.is_positive else y[..., :1]
+        return torch.cat([first, y.diff(dim=-1).log()], -1)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The sum of the steps' logarithms."""
+        return (x if self.is_positive else x[..., 1:]).sum(-1)
+
+
+ordered = Ordered()
+positive_ordered = Ordered(is_positive=True)
 simplex = Simplex()
 open_simplex = Simplex(is_open=True)
 log_simplex = LogSimplex()
@@ -194,6 +252,7 @@ def _register(registry: constraint_registry.ConstraintRegistry) -> None:
     registry.register(Simplex, lambda constraint: transforms.StickBreakingTransform())
     registry.register(LogSimplex, lambda constraint: _LogStickBreaking())
     registry.register(OpenUnitInterval, lambda constraint: transforms.SigmoidTransform())
+    registry.register(Ordered, lambda constraint: _Increments(constraint.is_positive))
 
 
 _register(biject_to)  # our own classes only: what torch registers stays as it is

@@ -26,8 +26,10 @@ def broadcast_shape(first: torch.Size, second: torch.Size) -> torch.Size:
     """The shape that two shapes broadcast to; the common cases cost no search (torch's own takes ten microseconds)."""
     if first == second or not second:
         return first
-    if not first:
+    if not first or second[-len(first) :] == first:
         return second
+    if first[-len(second) :] == second:
+        return first
     return torch.broadcast_shapes(first, second)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
@@ -22,8 +21,29 @@ from zsp.distributions.tensors import open_uniform
 __all__ = ["LessThanEq", "TruncatedNormal", "truncated_normal_node"]
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-_nodes, _weights = np.polynomial.legendre.leggauss(20)  # on [-1, 1], moved to [0, 1]
-_PLACES, _WEIGHTS = ((_nodes + 1) / 2).tolist(), (_weights / 2).tolist()
+
+
+def _gauss_legendre(n: int) -> tuple[list[float], list[float]]:
+    r"""Places and weights of the quadrature :math:`\int_0^1 f \approx \sum_i w_i f(x_i)`, exact for degree 2n - 1.
+
+    The places are the roots of the Legendre polynomial :math:`P_n`, by Newton's method, moved from [-1, 1] to [0, 1];
+    numpy.polynomial has the same, but importing it takes longer than all of this module.
+    """
+    places, weights = [], []
+    for i in range(n):
+        x = math.cos(math.pi * (n - i - 0.25) / (n + 0.5))
+        for _ in range(5):  # the first guess is good to three digits, each step doubles them
+            below, p = 1.0, x
+            for k in range(2, n + 1):
+                below, p = p, ((2 * k - 1) * x * p - (k - 1) * below) / k
+            slope = n * (below - x * p) / (1 - x * x)
+            x -= p / slope
+        places.append((1 + x) / 2)
+        weights.append(1 / ((1 - x * x) * slope * slope))
+    return places, weights
+
+
+_PLACES, _WEIGHTS = _gauss_legendre(20)
 
 
 class LessThanEq(Constraint):

@@ -36,6 +36,7 @@ __all__ = [
     "markov_blanket",
     "to_dot",
     "topological_order",
+    "unchanged",
 ]
 
 
@@ -71,7 +72,7 @@ def dependency_graph(model: MetaBayesianNet, values: Mapping[str, Any] | None = 
 
     view = model.bind()  # of its own record of checked shapes: only checked nets report to a tracer
     tracer = Tracer()
-    with _unchanged(model):
+    with unchanged(model):
         bn = tracer.run(lambda: view._execute(values or {}))
     graph = networkx.DiGraph(name=model.scope)
     for order, (name, node) in enumerate(bn._nodes.items()):
@@ -310,7 +311,7 @@ def _split_shapes(graph: networkx.DiGraph, bn: BayesianNet) -> None:
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Restore the random state and the buffers of modules inside the model."""
     buffers = [
         (buffer, buffer.clone())

@@ -72,6 +72,11 @@ _MOVES: dict[Any, tuple[int, ...]] = {
     _aten.slice_scatter.default: (0, 1),
     _aten.select_scatter.default: (0, 1),
 }
+# those of them whose choice is itself a value
+_INDEXES = frozenset(
+    {_aten.index.Tensor, _aten.index_select.default, _aten.gather.default}
+    | {_aten.index_put.default, _aten.index_put_.default}
+)
 _SAME = frozenset({_aten.clone.default, _aten._to_copy.default, _aten.copy.default})
 _ERASES = frozenset({_aten.zero_.default, _aten.fill_.Scalar})
 
@@ -115,11 +120,18 @@ class _Mark:
 class Tracer:
     """Follows the values of the nodes that nets declare inside :meth:`run`.
 
+    Args:
+        follows_indices: whether ``stack[index]`` counts as computed from the chosen elements only; without, from all of
+            them, which holds for any other index of the same shape as well.
+
     Attributes:
         declared: what was declared, in order; labels are sets of positions in this list.
+        has_read_values: whether the model looked at a value, so that another execution may branch otherwise.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, follows_indices: bool = True) -> None:
+        self._follows_indices = follows_indices
+        self.has_read_values = False
         self.declared: list[Declared] = []
         self._sets: list[frozenset[int]] = [_NOTHING]
         self._rows: dict[frozenset[int], int] = {_NOTHING: 0}
@@ -329,6 +341,8 @@ class Tracer:
             outputs = [_unwrapped(tensor) for tensor in _tensors(result)]
             self._inherit(outputs, inputs)
             name = getattr(func, "__name__", "")
+            if func in _READS and not _is_quiet():
+                self.has_read_values = True
             if func in _READS or func in _COPIES:
                 read = read.union(*(self._sources(tensor) for tensor in inputs))
             if not read:
@@ -347,6 +361,8 @@ class Tracer:
 
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """An operator is dispatched."""
+        if torch.Tag.data_dependent_output in func.tags and not _is_quiet():
+            self.has_read_values = True
         inputs = _tensors((args, kwargs))
         labels = [self._label(tensor) for tensor in inputs]
         if not any(isinstance(label, Tensor) or label for label in labels):
@@ -378,7 +394,7 @@ class Tracer:
             label = labels.get(id(args[1]), 0)
             return label.expand(output.shape) if isinstance(label, Tensor) else label
         moved = _MOVES.get(func)
-        if moved is not None:
+        if moved is not None and (self._follows_indices or func not in _INDEXES):
             others = [tensor for i, arg in enumerate(args) if i not in moved for tensor in _tensors(arg)]
             if not any(self._united(labels.get(id(tensor), 0)) for tensor in others):
                 same = (self._as_labels(arg, labels) if i in moved else _on_cpu(arg) for i, arg in enumerate(args))
