@@ -160,11 +160,30 @@ def test_the_path_derivative_is_right_for_a_hierarchical_q():
     assert gradient(False).abs().max() > 1e-3
 
 
-def test_a_net_made_outside_a_decorated_function_cannot_take_the_path_derivative():
-    mean, logstd = parameters()
-    q = q_net(mean, logstd, use_path_derivative=True)
+def test_a_net_of_several_latents_made_outside_a_decorated_function_cannot_take_the_path_derivative():
+    q = zsp.BayesianNet()
+    loc = torch.zeros(4, requires_grad=True)
+    z = q.normal("z", loc, std=1.0, use_path_derivative=True)
+    q.normal("u", z, std=1.0, use_path_derivative=True)
+
+    @zsp.meta_bayesian_net()
+    def model():
+        bn = zsp.BayesianNet()
+        z = bn.normal("z", torch.zeros(4), std=1.0)
+        bn.normal("u", z, std=1.0)
+        return bn
+
     with pytest.raises(ValueError, match="cannot be executed again. Decorate its function"):
-        zsp.elbo(conjugate(4, 3), {"x": data()}, variational=q).sgvb()
+        zsp.elbo(model(), {}, variational=q).sgvb()
+
+
+def test_a_net_of_one_latent_is_not_executed_again():
+    x = data()
+    m, std = posterior(x)
+    mean, logstd = m.clone().requires_grad_(), torch.full((4,), math.log(std)).requires_grad_()
+    q = q_net(mean, logstd, use_path_derivative=True)
+    gradients = torch.autograd.grad(zsp.elbo(conjugate(4, 3), {"x": x}, variational=q).sgvb().sum(), (mean, logstd))
+    np.testing.assert_allclose(torch.stack(gradients), torch.zeros(2, 4), atol=1e-10)
 
 
 def test_the_bound_is_tensor_like():

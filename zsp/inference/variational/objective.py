@@ -9,6 +9,8 @@ from torch import Tensor
 
 from zsp import checks
 from zsp.bayesian_net import BayesianNet
+from zsp.inference.enumeration import EnumeratedNet
+from zsp.inference.variational.terms import Term, terms_of
 from zsp.meta_bayesian_net import MetaBayesianNet
 from zsp.node import Unavailable
 from zsp.tensor_like import TensorLike
@@ -45,15 +47,38 @@ class Objective(TensorLike):
         from_prior: Iterable[str] = (),
     ) -> None:
         self.observed = observed
+        self._meta_bn = meta_bn
         self.variational = bn_q = execute_variational(variational, observed)
         self._axis = axis if axis is None else _sample_axis(bn_q, axis)
         sample_shape = bn_q._sample_axes()
         latents, sampled = latent_values(bn_q, observed, sample_shape)
+        latents = self._given_to_model(latents)
         self.bn, self._log_p = execute_model(meta_bn, observed, latents, sample_shape, sampled, tuple(from_prior))
         if self.bn is not None and (self.bn._is_scaled or bn_q._is_scaled):
             _check_total_sizes(self.bn, bn_q, latents)
         if bn_q._checks:
             self._require_one_shape(self._log_q)
+
+    def _given_to_model(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors under which the model gets the latents' values."""
+        return latents
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The pieces of the objective by node: what each adds to log p and to log q; see :class:`Term`.
+
+        ::
+
+            terms = zsp.elbo(model, {"x": x}, variational=q, axis=0).terms
+            print({name: term.kl.mean() for name, term in terms.items() if term.kl is not None})
+
+        Latents that are drawn from the model itself (``from_prior``) have no piece. The tensors are differentiable, so
+        that costs of one's own can be made of them; they reuse the log probabilities that the objective has.
+
+        Raises:
+            ValueError: if the model's log joint is not a sum over nodes (a callable, or a ``log_joint`` of its own).
+        """
+        return {name: term.map(self._mean_of_term) for name, term in terms_of(self.bn, self.variational).items()}
 
     @property
     def _log_q(self) -> Tensor:
@@ -74,27 +99,34 @@ class Objective(TensorLike):
     def _mean(self, value: Tensor) -> Tensor:
         return value if self._axis is None else value.mean(self._axis)
 
+    def _mean_of_term(self, value: Tensor) -> Tensor:
+        """The mean of one node's term, which may lack the sample axes."""
+        return self._mean(value) if value.dim() == self._log_p.dim() else value
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.tensor!r})"
 
 
 def execute_variational(
-    variational: Variational, observed: Mapping[str, Any], sample_shape: tuple[int, ...] | None = None
+    variational: Variational,
+    observed: Mapping[str, Any],
+    sample_shape: tuple[int, ...] | None = None,
+    given: Mapping[str, Tensor] | None = None,
 ) -> BayesianNet:
     """The variational net, executed now unless it was already.
 
     A MetaBayesianNet, or a function decorated with ``reuse_variables``, gets those observed values whose keys name its
-    parameters; any other callable is called without arguments.
+    parameters, and ``given``, values of its nodes; any other callable is called without arguments.
     """
     if isinstance(variational, BayesianNet):
         return variational
     if isinstance(variational, MetaBayesianNet):
         inputs = {name: value for name, value in observed.items() if name in variational._input_names}
-        return variational._execute(inputs, sample_shape=sample_shape)
+        return variational._execute({**inputs, **(given or {})}, sample_shape=sample_shape)
     if isinstance(variational, ReusableFunction):
         names = variational._function.__code__.co_varnames[: variational._function.__code__.co_argcount]
         inputs = {name: value for name, value in observed.items() if name in names}
-        bn = variational._run_observed({}, (), inputs, sample_shape)
+        bn = variational._run_observed(given or {}, (), inputs, sample_shape)
     elif callable(variational):
         bn = variational()
     else:
@@ -151,6 +183,9 @@ def execute_model(
         sampled: names of the latents that carry these axes.
         from_prior: names of latents to be drawn from the model itself and left out of its log joint.
     """
+    if isinstance(meta_bn, EnumeratedNet):
+        values = {**observed, **latents}
+        return None, meta_bn._log_joint(values, sample_shape, sampled, frozenset(from_prior))
     if isinstance(meta_bn, MetaBayesianNet):
         bn = meta_bn._execute(
             {**observed, **latents},
