@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # or package goes where it belongs.
 LAYERS = (
     ("zsp.extras",),
-    ("zsp.datasets", "zsp.plots", "zsp.tensor_like", "zsp.distributions"),
+    ("zsp.datasets", "zsp.tensor_like", "zsp.distributions"),
     (
         "zsp.bayesian_net",
         "zsp.checks",
@@ -26,6 +26,8 @@ LAYERS = (
         "zsp.variables",
     ),
     ("zsp.inference",),
+    ("zsp.plots",),
+    ("zsp.check",),
     ("zsp",),  # zsp/__init__.py: the public names, by which models and all below them go
     ("zsp.models", "zsp.pyro"),
     ("zsp.__main__", "zsp.demo"),

@@ -6,6 +6,9 @@ import torch
 from matplotlib.colors import to_hex
 
 from zsp import plots
+from zsp.inference import diagnostics
+from zsp.inference.draws import Draws
+from zsp.inference.uniformity import chain_law, rank_law
 
 
 @pytest.fixture(autouse=True)
@@ -160,3 +163,174 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'drawing pictures needs matplotlib.*pip install "zsp\[plot\]"'):
         plots.curve({"a": [1.0]}, "x", "y")
+
+
+# -- pictures of draws -------------------------------------------------------------------------------------------------
+
+
+def some_draws(n_chains=4, n_draws=300):
+    is_divergent = torch.zeros(n_chains, n_draws, dtype=torch.bool)
+    is_divergent[1, [5, 70]] = True
+    values = {"mu": torch.randn(n_chains, n_draws), "theta": torch.randn(n_chains, n_draws, 3)}
+    return Draws(values, info={"is_divergent": is_divergent})
+
+
+def test_trace_shows_every_chain_and_its_distribution():
+    draws = some_draws()
+    figure = plots.trace(draws, title="Traces")
+    left, right = figure.axes[::2], figure.axes[1::2]
+    assert [axes.get_ylabel() for axes in left] == ["mu", "theta[0]", "theta[1]", "theta[2]"]
+    for label, shown, axes in zip(range(4), left, right, strict=True):
+        values = draws["mu"] if label == 0 else draws["theta"][..., label - 1]
+        *chains, ticks = axes.get_lines()
+        for chain, line in zip(values, chains, strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), chain)
+        assert list(ticks.get_xdata()) == [5, 70] and ticks.get_marker() == "|"
+        assert len(shown.patches) == 4
+        heights, edges, _ = shown.patches[0].get_data()
+        expected, _ = np.histogram(values[0], bins=edges)
+        np.testing.assert_allclose(heights, expected / expected.sum())
+    assert right[-1].get_xlabel() == "draw (| diverging)" and figure.get_suptitle() == "Traces"
+    plain = plots.trace({"mu": draws["mu"]})
+    assert plain.axes[1].get_xlabel() == "draw" and len(plain.axes[1].get_lines()) == 4
+    plots.trace({"constant": torch.ones(2, 10)}).draw_without_rendering()
+
+
+def test_elements_are_chosen_by_name():
+    draws = some_draws()
+    figure = plots.trace(draws, ["theta[2]", "mu"])
+    assert [axes.get_ylabel() for axes in figure.axes[::2]] == ["theta[2]", "mu"]
+    np.testing.assert_array_equal(figure.axes[1].get_lines()[0].get_ydata(), draws["theta"][0, :, 2])
+    matrix = {"w": torch.randn(2, 50, 2, 2)}
+    assert [axes.get_ylabel() for axes in plots.trace(matrix, "w[1,0]").axes[::2]] == ["w[1, 0]"]
+
+
+def test_rank_draws_each_chain_s_histogram():
+    draws = some_draws()
+    figure = plots.rank(draws, n_bins=10)
+    assert [axes.get_title() for axes in figure.axes] == ["mu", "theta[0]", "theta[1]", "theta[2]"]
+    bars = figure.axes[0].containers
+    ranks = draws["mu"].flatten().argsort().argsort().view(4, 300)
+    for i, container in enumerate(bars):
+        counts, _ = np.histogram(ranks[i], bins=10, range=(0, 1200))
+        heights = [bar.get_height() for bar in container]
+        np.testing.assert_allclose(heights, np.minimum(counts / 30 / 2, 0.95))
+        assert container[0].get_y() == 3 - i, "chain 0 is the uppermost"
+
+
+def test_rank_of_equal_draws_favours_no_chain():
+    """Of constant draws every chain has ranks all over; in order of the chains chain 0 would have the lowest."""
+    figure = plots.rank({"one": torch.ones(2, 1000)}, n_bins=10)
+    heights = np.array([[bar.get_height() for bar in container] for container in figure.axes[0].containers])
+    assert (np.abs(heights - 0.5) < 0.2).all()
+
+
+def test_rank_ecdf_has_one_line_a_chain_in_the_band_of_equal_chains():
+    draws = {"mu": torch.randn(4, 300)}
+    figure = plots.rank_ecdf(draws, prob=0.95)
+    (axes,) = figure.axes
+    values = draws["mu"]
+    n_kept = min(300, int(diagnostics.ess_bulk(values.T[None]).min()))
+    kept = values[:, torch.linspace(0, 299, n_kept).round().long()]
+    law = chain_law(n_kept, 4 * n_kept)
+    lower, upper = law.band(0.05 / 4)
+    (band,) = axes.collections
+    corners = band.get_paths()[0].vertices
+    assert corners[:, 1].max() == pytest.approx((upper / n_kept - law.shares).max())
+    assert corners[:, 1].min() == pytest.approx((lower / n_kept - law.shares).min())
+    ranks = kept.flatten().argsort().argsort().view(4, n_kept)
+    lines = [line for line in axes.get_lines() if str(line.get_label()).startswith("chain")]
+    assert len(lines) == 4
+    for chain, line in zip(ranks.numpy(), lines, strict=True):
+        expected = [(chain < place).mean() - place / (4 * n_kept) for place in law.places]
+        np.testing.assert_allclose(line.get_ydata()[1:], expected, atol=1e-12)
+
+
+def test_rank_ecdf_shows_a_chain_that_differs():
+    values = torch.randn(4, 300)
+    values[2] += 1.0
+    (axes,) = plots.rank_ecdf({"mu": values}).axes
+    lowest = axes.collections[0].get_paths()[0].vertices[:, 1].min()
+    lines = [line for line in axes.get_lines() if str(line.get_label()).startswith("chain")]
+    assert [bool(line.get_ydata().min() < lowest) for line in lines] == [False, False, True, False]
+
+
+def test_pair_marks_divergences():
+    draws = some_draws()
+    figure = plots.pair(draws, ["mu", "theta[0]", "theta[1]"])
+    assert len(figure.axes) == 6  # the lower half of 3 x 3
+    scatter = next(axes for axes in figure.axes if axes.get_ylabel() == "theta[0]")
+    points, crosses = scatter.get_lines()
+    np.testing.assert_array_equal(points.get_xdata(), draws["mu"].flatten())
+    np.testing.assert_array_equal(points.get_ydata(), draws["theta"][..., 0].flatten())
+    np.testing.assert_array_equal(crosses.get_xdata(), draws["mu"][1, [5, 70]])
+    np.testing.assert_array_equal(crosses.get_ydata(), draws["theta"][1, [5, 70], 0])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["diverging"]
+    many = plots.pair({"a": torch.randn(4, 5000), "b": torch.randn(4, 5000)})
+    assert 3000 <= len(many.axes[1].get_lines()[0].get_xdata()) <= 4000 and many.legends == []
+
+
+@pytest.mark.parametrize("by_chain", [False, True])
+def test_forest_shows_intervals(by_chain):
+    draws = some_draws(n_chains=2)
+    (axes,) = plots.forest(draws, prob=0.8, by_chain=by_chain).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["mu", "theta[0]", "theta[1]", "theta[2]"]
+    wide, narrow, middle = axes.get_lines()[:3]
+    shown = (draws["mu"][0] if by_chain else draws["mu"]).numpy()
+    np.testing.assert_allclose(wide.get_xdata(), np.quantile(shown, [0.1, 0.9]))
+    np.testing.assert_allclose(narrow.get_xdata(), np.quantile(shown, [0.25, 0.75]))
+    np.testing.assert_allclose(middle.get_xdata(), np.quantile(shown, 0.5))
+    assert len(axes.get_lines()) == 3 * 4 * (2 if by_chain else 1)
+    note = axes.texts[0].get_text().split()
+    assert note[0] == f"{diagnostics.rhat(draws['mu']).item():.2f}"
+    assert note[1] == f"{diagnostics.ess_bulk(draws['mu']).item():.0f}"
+
+
+def test_calibration_draws_ranks_in_their_band():
+    ranks = {"mu": torch.randint(0, 100, (200,)), "tau": torch.zeros(200, dtype=torch.long)}
+    figure = plots.calibration(ranks, 100, prob=0.9)
+    first, second = figure.axes
+    lower, upper = rank_law(200, 100).band(0.1)
+    shares = np.arange(1, 101) / 100
+    corners = first.collections[0].get_paths()[0].vertices
+    assert corners[:, 1].max() == pytest.approx((upper / 200 - shares).max())
+    assert corners[:, 1].min() == pytest.approx((lower / 200 - shares).min())
+    line = first.get_lines()[1].get_ydata()
+    np.testing.assert_allclose(line[1:], [(ranks["mu"] < i).double().mean() - i / 100 for i in range(1, 101)])
+    np.testing.assert_allclose(second.get_lines()[1].get_ydata()[1:], 1 - shares)
+    with pytest.raises(ValueError, match=r"the ranks of 'mu' must be of shape \[n\] and from 0 to 49"):
+        plots.calibration(ranks, 50)
+    with pytest.raises(ValueError, match="from 1 to 60 quantities, but got 0"):
+        plots.calibration({}, 50)
+
+
+def test_pictures_of_draws_say_what_they_cannot_draw():
+    draws = some_draws()
+    with pytest.raises(ValueError, match=r"no draws of 'thta', but of 'mu', 'theta'. Did you mean 'theta'\?"):
+        plots.trace(draws, ["thta"])
+    with pytest.raises(ValueError, match=r"there is no 'theta\[7\]': the shape of 'theta' is \[3\]"):
+        plots.forest(draws, ["theta[7]"])
+    with pytest.raises(ValueError, match="rank shows from 1 to 30 quantities, but there are 40. Name nodes or elements"):
+        plots.rank({"w": torch.randn(2, 10, 40)})
+    with pytest.raises(ValueError, match="at least two quantities, but got 'mu' alone"):
+        plots.pair(draws, "mu")
+    with pytest.raises(ValueError, match="1 of the 20 draws of 'mu' are not finite"):
+        plots.trace({"mu": torch.tensor([[1.0, float("inf"), *8 * [2.0]], 10 * [3.0]])})
+    with pytest.raises(ValueError, match="compares chains, but got one"):
+        plots.rank_ecdf({"mu": torch.randn(1, 100)})
+    with pytest.raises(ValueError, match=r"up to 32 chains, but there are 64: draws.select\(chains=range\(8\)\)"):
+        plots.rank({"mu": torch.randn(64, 10)})
+    with pytest.raises(ValueError, match="between 0.5 and 1, got 0.3"):
+        plots.forest(draws, prob=0.3)
+    with pytest.raises(ValueError, match=r"shape \[chain, draw, \*shape\], but 'mu' has \[10\]"):
+        plots.trace({"mu": torch.randn(10)})
+
+
+@pytest.mark.parametrize("picture", [plots.trace, plots.rank, plots.rank_ecdf, plots.pair, plots.forest])
+def test_every_picture_of_draws_is_written(picture, tmp_path):
+    draws = some_draws()
+    before = torch.get_rng_state()
+    picture(draws, ["mu", "theta[1]"], title="A title").savefig(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5000
+    assert torch.get_rng_state().equal(before), "pictures use no random numbers of the caller"
