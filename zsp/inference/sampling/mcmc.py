@@ -1,0 +1,414 @@
+"""The run loop: warm-up, draws, checkpoints, and what comes back when it is interrupted."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from zsp.execution import checked
+from zsp.inference.draws import Deferred, Draws
+from zsp.inference.log_density import LogDensity
+from zsp.inference.sampling import metric as metrics
+from zsp.inference.sampling.checkpoint import read_checkpoint, write_checkpoint
+from zsp.inference.sampling.kernel import Density, Kernel, Transitions, Tuning
+from zsp.inference.sampling.metric import Identity, Metric, Moments, estimate_metric
+from zsp.inference.sampling.runner import Runner
+from zsp.inference.sampling.warmup import Window, schedule
+from zsp.inference.variational.objective import LogJoint
+
+__all__ = ["mcmc"]
+
+COMPILED_FROM = 1000
+"""Transitions of a run from which on compiling it pays."""
+
+CHUNK = 2_000_000
+"""Numbers of draws that are mapped to the constrained space at a time."""
+
+N_TRIES = 100
+"""Random beginnings that are tried for a chain whose log density is not finite."""
+
+
+def mcmc(
+    meta_bn: LogJoint,
+    observed: Mapping[str, Any],
+    *,
+    kernel: Kernel,
+    n_samples: int = 1000,
+    n_warmup: int = 1000,
+    n_chains: int = 4,
+    seed: int = 0,
+    init: Mapping[str, Any] | None = None,
+    latents: Iterable[str] | Mapping[str, Tensor] | None = None,
+    supports: Mapping[str, Constraint] | None = None,
+    thin: int = 1,
+    keep_warmup: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 100,
+    resume: bool = False,
+    progress: bool = True,
+    compile: bool | str = "auto",
+) -> Draws:
+    r"""Draws from a posterior by Markov chain Monte Carlo, all chains at once.
+
+    ::
+
+        draws = zsp.mcmc(model, {"y": y}, kernel=zsp.NUTS())
+        print(draws.summary())
+
+    The chains are an axis that the model never sees. Latents are sampled in an unconstrained space, to which every
+    node's support is mapped with the values that its parents have; the draws are in the constrained space.
+
+    In the warm-up, step sizes are adapted for each chain and the mass matrix from the draws of all chains together, in
+    windows (Stan's schedule); a chain that is faster than the others goes on meanwhile. Then both stay as they are.
+
+    Args:
+        meta_bn: the model, or a callable from one dict of values, latents and observed ones merged, to the log joint.
+        observed: node name -> value; a key that names a parameter of the model function rebinds that input.
+        kernel: what makes the transitions, for example ``zsp.NUTS()``.
+        n_samples: draws that are kept of every chain.
+        n_warmup: transitions of every chain before them, at least.
+        n_chains: number of chains.
+        seed: of all random numbers; the same seed gives the same draws on the same machine.
+        init: latent name -> where the chains begin, [chain, \*shape], constrained; default uniform(-2, 2) in the
+            unconstrained space.
+        latents: names to sample, default every unobserved stochastic node; for a callable a dict of example tensors,
+            one chain's shape each.
+        supports: for a callable, latent name -> constraint.
+        thin: every thin-th transition is kept.
+        keep_warmup: whether to keep the warm-up's draws, as ``draws.warmup``.
+        checkpoint: a file to write the state of the run to, every ``checkpoint_every`` transitions of the slowest
+            chain.
+        checkpoint_every: see there.
+        resume: whether to go on from ``checkpoint`` where that file exists; the result is that of a run that was not
+            stopped, bit for bit.
+        progress: whether to show a progress bar.
+        compile: whether to compile the kernel's steps; "auto" does for runs of at least 1,000 transitions. What cannot
+            be compiled runs eagerly, with a warning that says why.
+
+    Returns:
+        The draws. After a KeyboardInterrupt those made so far, with a warning.
+
+    Raises:
+        ValueError: if a latent cannot be sampled, shapes or names do not fit, no beginning with a finite log density is
+            found, or the checkpoint is another run's.
+    """
+    _require_numbers(
+        n_samples=(n_samples, 1), n_warmup=(n_warmup, 0), n_chains=(n_chains, 1), thin=(thin, 1),
+        checkpoint_every=(checkpoint_every, 1),
+    )  # fmt: skip
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"kernel must be a kernel such as zsp.NUTS(), got {kernel!r}.")
+    if resume and checkpoint is None:
+        raise ValueError("resume=True needs the checkpoint file to go on from: checkpoint=path.")
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}.")
+    log_density = LogDensity(meta_bn, observed, latents=latents, supports=supports)
+    is_compiled = n_warmup + n_samples * thin >= COMPILED_FROM if compile == "auto" else bool(compile)
+    run = _Run(
+        log_density.prepare(n_chains), kernel, n_samples, n_warmup, n_chains, seed, init, thin, keep_warmup, is_compiled
+    )
+    run.sample(checkpoint, checkpoint_every, resume, progress)
+    draws = run.draws(observed)
+    draws.warn(stacklevel=3)
+    return draws
+
+
+def _require_numbers(**numbers: tuple[int, int]) -> None:
+    for name, (number, least) in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}.")
+
+
+class _Store:
+    """What is kept of the transitions of one part of a run: name -> [chain, draw, ...]."""
+
+    def __init__(self, n_chains: int, n_draws: int, thin: int) -> None:
+        self._n_chains, self._n_draws, self._thin = n_chains, n_draws, thin
+        self.rows: dict[str, Tensor] = {}
+
+    def add(self, index: Tensor, ended: Transitions) -> None:
+        """Keep transitions; ``index`` [step, chain] numbers those of each chain, from 0, and is -1 for none."""
+        is_kept = (index >= 0) & (index < self._n_draws * self._thin) & (index % self._thin == self._thin - 1)
+        step, chain = is_kept.nonzero(as_tuple=True)
+        slot = index[step, chain] // self._thin
+        for name, values in {"position": ended.position, **ended.info._asdict()}.items():
+            if name not in self.rows:
+                self.rows[name] = values.new_zeros(self._n_chains, self._n_draws, *values.shape[2:])
+            self.rows[name][chain, slot] = values[step, chain]
+
+
+class _Run:
+    """One run of :func:`mcmc`: what a checkpoint holds, and how it goes on."""
+
+    def __init__(
+        self,
+        log_density: LogDensity,
+        kernel: Kernel,
+        n_samples: int,
+        n_warmup: int,
+        n_chains: int,
+        seed: int,
+        init: Mapping[str, Any] | None,
+        thin: int,
+        keep_warmup: bool,
+        is_compiled: bool,
+    ) -> None:
+        self._log_density = log_density
+        self._kernel = kernel
+        self._n_chains = n_chains
+        self._generator = torch.Generator(log_density.device).manual_seed(seed)
+        self._density = Density(log_density)
+        self._runner = Runner(kernel, self._density, self._generator, is_compiled)
+        self._windows = [*schedule(n_warmup, kernel.adapts_mass), Window(n_samples * thin, estimates_mass=False)]
+        self._n_draws = (sum(window.length for window in self._windows[:-1]), n_samples)
+        self._warmup = _Store(n_chains, self._n_draws[0], 1) if keep_warmup else None
+        self._draws = _Store(n_chains, n_samples, thin)
+        self._identity = {
+            "kernel": repr(kernel), "n_samples": n_samples, "n_warmup": n_warmup, "n_chains": n_chains, "seed": seed,
+            "thin": thin, "keep_warmup": keep_warmup, "is_compiled": is_compiled,
+            "latents": {name: list(shape) for name, shape in log_density.shapes.items()},
+        }  # fmt: skip
+        self._position = self._beginning(init)
+        self._first_log_density = self._density(self._position)[0]
+        self._metric: Metric = Identity()
+        self._window = 0
+        self._count = torch.zeros(n_chains, dtype=torch.int64, device=log_density.device)
+        self._moments = self._new_moments()
+        self._n_divergent = 0
+        step_size = torch.full((n_chains,), kernel.step_size, dtype=self._position.dtype, device=log_density.device)
+        if kernel.adapt_step_size and n_warmup:
+            step_size = self._search(step_size)
+        self._begin(kernel.start_adaptation(step_size, self._position))
+
+    # -- beginnings -------------------------------------------------------------------------------------------------
+
+    def _beginning(self, init: Mapping[str, Any] | None) -> Tensor:
+        """Where the chains begin, unconstrained; with a finite log density and gradient."""
+        if init is not None:
+            position = self._log_density.unconstrain(init)
+            if position.shape[:-1] != (self._n_chains,):
+                raise ValueError(
+                    f"init must hold a value for each of the {self._n_chains} chains, [chain, *shape], but its chain "
+                    f"axes are {list(position.shape[:-1])}."
+                )
+            is_good = self._is_good(position)
+        else:
+            position = self._log_density.initial(self._n_chains, generator=self._generator)
+            is_good = self._is_good(position)
+            for _ in range(N_TRIES):
+                if is_good.all():
+                    break
+                again = self._log_density.initial(self._n_chains, generator=self._generator)
+                position = torch.where(is_good[:, None], position, again)
+                is_good = self._is_good(position)
+        if not is_good.all():
+            self._explain(position[~is_good][0], is_given=init is not None)
+        return position
+
+    def _is_good(self, position: Tensor) -> Tensor:
+        value, gradient = self._density(position)
+        return value.isfinite() & gradient.isfinite().all(-1)
+
+    def _explain(self, position: Tensor, is_given: bool) -> None:
+        value = self._log_density(position).item()
+        where = "where init lets a chain begin" if is_given else f"in {N_TRIES} tries of a random beginning"
+        try:
+            with checked(), torch.no_grad():
+                self._log_density.evaluate(position)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"the log density or its gradient is not finite {where}: {error}") from error
+        raise ValueError(
+            f"the log density ({value:g}) or its gradient is not finite {where}. Give a beginning with init={{...}}, "
+            "or look for what is infinite in the model there."
+        )
+
+    def _search(self, first: Tensor) -> Tensor:
+        momentum = torch.randn(
+            self._position.shape, dtype=first.dtype, device=first.device, generator=self._generator
+        )
+        return self._kernel.find_step_size(self._density, self._position, self._metric, first, momentum)
+
+    def _begin(self, step_size: Any) -> None:
+        noise = tree_map(lambda leaf: leaf[0], self._kernel.draw_noise(1, self._position, self._generator))
+        with torch.no_grad():
+            self._state = self._kernel.begin(self._density, self._position, self._metric, step_size, noise)
+
+    def _new_moments(self) -> Moments | None:
+        if not self._windows[self._window].estimates_mass:
+            return None
+        is_diagonal = self._kernel.mass_matrix == "diagonal"
+        return Moments(self._log_density.n_dims, is_diagonal, self._log_density.device)
+
+    # -- going on ---------------------------------------------------------------------------------------------------
+
+    def sample(
+        self, checkpoint: str | os.PathLike[str] | None, checkpoint_every: int, resume: bool, progress: bool
+    ) -> None:
+        """Go on to the end."""
+        if checkpoint is not None and resume and os.path.exists(checkpoint):
+            self._load(read_checkpoint(checkpoint, self._identity, self._first_log_density))
+        written = self._n_made()
+        with self._bar(progress) as bar:
+            try:
+                while self._window < len(self._windows):
+                    self._block()
+                    bar.update(self._n_made() - bar.n)
+                    bar.set_postfix(self._postfix(), refresh=False)
+                    if checkpoint is not None and self._n_made() - written >= checkpoint_every:
+                        written = self._n_made()
+                        write_checkpoint(checkpoint, self._content())
+            except KeyboardInterrupt:
+                self._interrupt()
+
+    def _block(self) -> None:
+        """A block of steps, and the end of the window if every chain has made its transitions."""
+        window = self._windows[self._window]
+        is_warmup = self._window < len(self._windows) - 1
+        like = self._position
+        tuning = Tuning(
+            self._metric,
+            like.new_tensor(self._kernel.target_acceptance_rate),
+            like.new_tensor(float(is_warmup and self._kernel.adapts)),
+        )
+        self._state, ended = self._runner.block(self._state, like, tuning)
+        if ended is not None:
+            self._take(ended, window, is_warmup)
+        if int(self._count.min()) >= window.length:
+            self._end_window(window)
+
+    def _take(self, ended: Transitions, window: Window, is_warmup: bool) -> None:
+        done = ended.is_done
+        index = torch.where(done, self._count + done.cumsum(0) - 1, -1)
+        if self._moments is not None:
+            self._moments.add(ended.position[done], self._metric.unpull(ended.force[done]))
+        if not is_warmup:
+            self._draws.add(index, ended)
+            self._n_divergent += int((ended.info.is_divergent.bool() & done).sum())
+        elif self._warmup is not None:
+            before = sum(w.length for w in self._windows[: self._window])
+            self._warmup.add(torch.where((index >= 0) & (index < window.length), index + before, -1), ended)
+        # where each chain was last
+        last = torch.where(done, torch.arange(len(done), device=done.device)[:, None], -1).amax(0)
+        chains = (last >= 0).nonzero().squeeze(1)
+        self._position = self._position.index_copy(0, chains, ended.position[last[chains], chains])
+        self._count = self._count + done.sum(0)  # last, so that an interrupt finds nothing counted that is not stored
+
+    def _end_window(self, window: Window) -> None:
+        self._window += 1
+        if self._window == len(self._windows):
+            return
+        step_size = self._state.step_size
+        if self._moments is not None:
+            before = self._metric
+            self._metric = estimate_metric(
+                self._moments, self._kernel.mass_matrix, self._kernel.mass_estimate, self._position.dtype
+            )
+            if self._kernel.adapts:
+                first = step_size.log_average.exp()
+                first = self._search(first) if self._kernel.adapt_step_size else first
+                step_size = self._kernel.restart_adaptation(step_size, first, self._position, before, self._metric)
+        if self._window == len(self._windows) - 1:
+            step_size = step_size.finish()
+        self._count = torch.zeros_like(self._count)
+        self._moments = self._new_moments()
+        if window.estimates_mass or self._window == len(self._windows) - 1:
+            self._begin(step_size)
+
+    def _n_made(self) -> int:
+        """Transitions that the slowest chain has made."""
+        if self._window == len(self._windows):
+            return sum(window.length for window in self._windows)
+        done = sum(window.length for window in self._windows[: self._window])
+        return done + min(int(self._count.min()), self._windows[self._window].length)
+
+    def _interrupt(self) -> None:
+        n_draws = int(self._count.min()) if self._window >= len(self._windows) - 1 else 0
+        n_kept = min(n_draws // self._draws._thin, self._n_draws[1])
+        if not n_kept:
+            raise KeyboardInterrupt("interrupted in the warm-up, before there was a draw to return") from None
+        self._draws.rows = {name: rows[:, :n_kept] for name, rows in self._draws.rows.items()}
+        self._n_draws = (self._n_draws[0], n_kept)
+        warnings.warn(f"interrupted: {n_kept} draws of each chain were made and are returned.", stacklevel=4)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _content(self) -> dict[str, Any]:
+        moments = self._moments
+        return {
+            "run": self._identity,
+            "first_log_density": self._first_log_density,
+            "window": self._window,
+            "count": self._count,
+            "position": self._position,
+            "n_divergent": self._n_divergent,
+            "random": self._generator.get_state(),
+            "metric": (type(self._metric).__name__, list(self._metric)),
+            "state": tree_flatten(self._state)[0],
+            "moments": None if moments is None else [moments.count, moments.mean, moments.scatter],
+            "draws": self._draws.rows,
+            "warmup": None if self._warmup is None else self._warmup.rows,
+        }
+
+    def _load(self, content: dict[str, Any]) -> None:
+        self._window = content["window"]
+        self._count = content["count"]
+        self._position = content["position"]
+        self._n_divergent = content["n_divergent"]
+        self._generator.set_state(content["random"])
+        name, leaves = content["metric"]
+        self._metric = getattr(metrics, name)(*leaves)
+        self._state = tree_unflatten(content["state"], tree_flatten(self._state)[1])
+        if content["moments"] is not None:
+            self._moments = self._new_moments()
+            assert self._moments is not None
+            self._moments.count, self._moments.mean, self._moments.scatter = content["moments"]
+        self._draws.rows = content["draws"]
+        if self._warmup is not None:
+            self._warmup.rows = content["warmup"]
+
+    # -- what comes out ---------------------------------------------------------------------------------------------
+
+    def draws(self, observed: Mapping[str, Any]) -> Draws:
+        """The draws, in the constrained space."""
+        warmup = None
+        if self._warmup is not None and self._warmup.rows:
+            warmup = self._constrained(self._warmup, {})
+        values = {name: value for name, value in observed.items() if isinstance(value, Tensor)}
+        return self._constrained(self._draws, values, warmup)
+
+    def _constrained(self, store: _Store, observed: Mapping[str, Tensor], warmup: Draws | None = None) -> Draws:
+        rows = dict(store.rows)
+        position = rows.pop("position")
+        log_density = self._log_density
+        # a bound on what is computed at a time, in numbers of draws
+        chunk = max(1, CHUNK // log_density.n_dims)
+        found = log_density.evaluate(position, chunk_size=chunk, with_log_likelihood=False)
+        return Draws(
+            {**found.values, **found.deterministic},
+            info=rows,
+            deterministic=list(found.deterministic),
+            log_likelihood=Deferred(lambda: log_density.evaluate(position, chunk_size=chunk).log_likelihood),
+            observed=observed,
+            warmup=warmup,
+        )
+
+    @contextmanager
+    def _bar(self, progress: bool) -> Iterator[Any]:
+        from tqdm.auto import tqdm
+
+        total = sum(window.length for window in self._windows)
+        with tqdm(total=total, initial=self._n_made(), desc="mcmc", disable=not progress) as bar:
+            yield bar
+
+    def _postfix(self) -> dict[str, Any]:
+        step_size = self._state.step_size.log_step_size.exp().median().item()
+        part = "sampling" if self._window >= len(self._windows) - 1 else "warm-up"
+        return {"": part, "step size": f"{step_size:.3g}", "divergences": self._n_divergent}
