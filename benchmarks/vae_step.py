@@ -77,14 +77,14 @@ def generator(n: int, size: Size) -> zsp.BayesianNet:
 
 
 @zsp.reuse_variables("q_net")
-def q_net(x: Tensor, size: Size) -> zsp.BayesianNet:
+def q_net(x: Tensor, size: Size, n_samples: int | None = None) -> zsp.BayesianNet:
     bn = zsp.BayesianNet()
     h = x
     for i, (n_in, n_out) in enumerate(pairwise(size.encoder)):
         h = torch.relu(zsp.module(f"hidden_{i}", nn.Linear, n_in, n_out)(h))
     mean = zsp.module("mean", nn.Linear, size.encoder[-1], size.z_dim)(h)
     logstd = zsp.module("logstd", nn.Linear, size.encoder[-1], size.z_dim)(h)
-    bn.normal("z", mean, logstd=logstd, group_ndims=1)
+    bn.normal("z", mean, logstd=logstd, n_samples=n_samples, group_ndims=1)
     return bn
 
 
@@ -188,13 +188,12 @@ def pyro_step(size: Size, x: Tensor) -> Step:
     return lambda: svi.step(x)
 
 
-def numpyro_step(size: Size, x: Tensor) -> Step:
-    """A compiled step of NumPyro's SVI."""
+def numpyro_nets(size: Size) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
+    """Model and guide, written as NumPyro's tutorials do."""
     import jax
     import numpyro
     import numpyro.distributions as dist
     from jax.example_libraries import stax
-    from numpyro.infer import SVI, Trace_ELBO
 
     def layers(widths: tuple[int, ...]) -> list[Any]:
         return [layer for width in widths[1:] for layer in (stax.Dense(width), stax.Relu)]
@@ -218,6 +217,16 @@ def numpyro_step(size: Size, x: Tensor) -> Step:
         with numpyro.plate("images", size.batch):
             numpyro.sample("z", dist.Normal(mean, jax.numpy.exp(logstd)).to_event(1))
 
+    return model, guide
+
+
+def numpyro_step(size: Size, x: Tensor) -> Step:
+    """A compiled step of NumPyro's SVI."""
+    import jax
+    import numpyro
+    from numpyro.infer import SVI, Trace_ELBO
+
+    model, guide = numpyro_nets(size)
     svi = SVI(model, guide, numpyro.optim.Adam(LEARNING_RATE), Trace_ELBO())
     data = jax.numpy.asarray(x.numpy())
     state = svi.init(jax.random.PRNGKey(0), data)

@@ -182,6 +182,7 @@ def _trace(
         from torch._inductor.decomposition import select_decomp_table
 
         decompositions = {op: how for op, how in select_decomp_table().items() if not _is_random(op)}
+        decompositions[torch.ops.aten.addmm.default] = _addmm
         decompositions[torch.ops.aten.bernoulli.default] = _bernoulli
         decompositions[torch.ops.aten.pow.Scalar] = _power_of_number
     result: list[TreeSpec] = []
@@ -237,6 +238,13 @@ def _bernoulli(probs: Tensor) -> Tensor:
     """Draws, from the very random numbers that torch's own function takes; Inductor's takes others in float64."""
     dtype = torch.float64 if probs.dtype == torch.float64 else torch.float32
     return (torch.rand(probs.shape, dtype=dtype, device=probs.device) < probs).to(probs.dtype)
+
+
+def _addmm(added: Tensor, first: Tensor, second: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """With the sum apart, to be fused with what follows; the library's would first copy a bias into every row."""
+    product = torch.mm(first, second)
+    product = product if alpha == 1 else alpha * product
+    return product + (added if beta == 1 else beta * added)
 
 
 def _power_of_number(base: float, exponent: Tensor) -> Tensor:

@@ -1,0 +1,11 @@
+"""How graphs run in tests."""
+
+import pytest
+
+from zsp.inference import executor
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Graphs that would be compiled run as they are, operation by operation, without Inductor."""
+    monkeypatch.setattr(executor, "_lower", lambda graph, examples: lambda given: graph(*given))

@@ -1,0 +1,234 @@
+"""Runs training steps, eagerly or several in a compiled call."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zsp.inference.executor import CompileError
+from zsp.inference.training.batches import Chunk, Epoch
+from zsp.inference.training.compiled import CompiledSteps
+from zsp.inference.training.eager import (
+    Loss,
+    check,
+    eager_step,
+    random_state,
+    set_random_state,
+    trained_devices,
+)
+from zsp.inference.training.traced import TracedLoss
+from zsp.inference.training.updates import Update, update_of
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """Makes the steps of a run.
+
+    Args:
+        loss: the loss.
+        optimizer: of the parameters to train.
+        compile: whether to compile the steps; where that is not possible, they run eagerly after a warning.
+
+    Attributes:
+        steps_per_call: how many mini-batches :meth:`run` wants at a time.
+        n_steps: the number of steps made.
+        n_compiled_steps: how many of them ran in compiled calls.
+    """
+
+    def __init__(self, loss: Loss, optimizer: torch.optim.Optimizer, compile: bool) -> None:
+        self._loss = loss
+        self._optimizer = optimizer
+        self._devices = trained_devices(optimizer)
+        self._compiles = compile
+        self._update: Update | None = None
+        self._traced: TracedLoss | None = None
+        self._compiled: CompiledSteps | None = None
+        self._warned: set[str] = set()
+        self.steps_per_call = 1
+        self.n_steps = 0
+        self.n_compiled_steps = 0
+
+    def begin_epoch(self) -> None:
+        """Between epochs others may have changed the optimizer."""
+        if self._compiled is not None:
+            with self._or_eagerly():
+                self._compiled.gather()
+
+    def run(self, chunk: Chunk, epoch: Epoch, where: tuple[int, int], is_checked: bool) -> dict[str, Any]:
+        """Make the steps of a chunk.
+
+        Args:
+            chunk: mini-batches.
+            epoch: what they are from.
+            where: the index of the first one's step in its epoch, and the epoch's.
+            is_checked: whether every node is checked in the first of these steps.
+
+        Returns:
+            The sums over the steps of the loss and the metrics, by name.
+        """
+        sums = None
+        if self._is_compiled(chunk):
+            sums = self._run_compiled(chunk, where, is_checked)
+        if sums is None:
+            sums = self._run_eagerly(chunk, where, is_checked)
+        self.n_steps += chunk.n_steps
+        if self._compiles and self._traced is None:
+            self._trace(chunk, epoch)
+        return sums
+
+    def _run_eagerly(self, chunk: Chunk, where: tuple[int, int], is_checked: bool) -> dict[str, Any]:
+        step, epoch = where
+        sums: dict[str, Any] = {}
+        for i, batch in enumerate(chunk):
+            name = f"step {step + i} of epoch {epoch}"
+            found = eager_step(self._loss, batch, self._optimizer, self._devices, name, is_checked and i == 0)
+            sums = {name: value + sums[name] if name in sums else value for name, value in found.items()}
+        return sums
+
+    # -- compiled -----------------------------------------------------------------------------------------------------
+
+    def _trace(self, chunk: Chunk, epoch: Epoch) -> None:
+        """After the first step, when the optimizer has its state, see what is to be compiled."""
+        with self._or_eagerly():
+            update = update_of(self._optimizer)
+            if isinstance(update, str):
+                raise CompileError(update)
+            self._update = update
+            self._traced = self._trace_loss(chunk)
+            if not self._traced.parameters:
+                raise CompileError("the loss has no gradient with respect to the optimizer's parameters")
+            if not self._traced.same_as(self._trace_loss(chunk)):
+                raise CompileError("the loss is another function each time it is called")
+            self.steps_per_call = steps_per_call(self._traced, epoch.n_steps)
+
+    def _trace_loss(self, chunk: Chunk) -> TracedLoss:
+        with self._keeping_random_state():
+            return TracedLoss(self._loss, self._optimizer, chunk.pick(chunk.arguments, 0))
+
+    def _is_compiled(self, chunk: Chunk) -> bool:
+        """Whether a chunk can run compiled; the first one of the right size is compiled for."""
+        if not self._compiles or self._traced is None or self._update is None:
+            return False
+        if self._compiled is None and chunk.n_steps == self.steps_per_call:
+            with self._or_eagerly(), self._keeping_random_state():
+                self._compiled = CompiledSteps(self._traced, self._optimizer, self._update, chunk)
+                self._optimizer.zero_grad(set_to_none=True)
+        if self._compiled is None:
+            return False
+        if self._compiled.fits(chunk):
+            return True
+        if chunk.n_steps == self.steps_per_call or chunk.is_ragged:
+            self._warn(
+                "zsp.fit runs some mini-batches eagerly: they have other shapes than those that were compiled for. A "
+                "batch_size that divides the number of data (or drop_last=True of a DataLoader) avoids it."
+            )
+        return False
+
+    def _run_compiled(self, chunk: Chunk, where: tuple[int, int], is_checked: bool) -> dict[str, Any] | None:
+        assert self._compiled is not None
+        before = random_state(self._devices)
+        expected = self._checked_loss(chunk, where) if is_checked else None
+        changing = self._compiled.changing
+        saved = [tensor.clone() for tensor in changing] if is_checked else []
+        result = self._compiled.run(chunk)
+        if result is None:  # eagerly the error is found and explained
+            set_random_state(before, self._devices)
+            return None
+        first, sums = result
+        if expected is not None and not _close(first, expected) and self._has_changed(chunk):
+            for tensor, value in zip(changing, saved, strict=True):
+                tensor.copy_(value)
+            set_random_state(before, self._devices)
+            return None
+        self.n_compiled_steps += chunk.n_steps
+        return sums
+
+    def _checked_loss(self, chunk: Chunk, where: tuple[int, int]) -> Tensor:
+        """The first loss of a chunk, evaluated eagerly with every node checked, without a trace of it left."""
+        assert self._compiled is not None
+        buffers = self._compiled.buffers
+        saved = [buffer.clone() for buffer in buffers]
+        with self._keeping_random_state(), torch.no_grad():
+            step, epoch = where
+            value, _ = check(
+                self._loss, chunk.pick(chunk.arguments, 0), self._optimizer, f"step {step} of epoch {epoch}"
+            )
+            for buffer, old in zip(buffers, saved, strict=True):
+                buffer.copy_(old)
+        return value
+
+    def _has_changed(self, chunk: Chunk) -> bool:
+        """Whether the loss is no longer the function that was compiled."""
+        assert self._traced is not None
+        with self._or_eagerly():
+            if self._traced.same_as(self._trace_loss(chunk)):
+                return False
+            raise CompileError(
+                "the loss is no longer the function that was compiled. What changes from step to step must be a tensor "
+                "that is changed in place"
+            )
+        return True
+
+    @contextmanager
+    def _or_eagerly(self) -> Iterator[None]:
+        """Run eagerly from now on if something cannot be compiled, and say why."""
+        try:
+            yield
+        except CompileError as error:
+            self._compiles, self._compiled, self.steps_per_call = False, None, 1
+            self._warn(f"zsp.fit(compile=True) runs eagerly: {error}.")
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=5)
+
+    @contextmanager
+    def _keeping_random_state(self) -> Iterator[None]:
+        state = random_state(self._devices)
+        try:
+            yield
+        finally:
+            set_random_state(state, self._devices)
+
+
+def _close(first: Tensor, second: Tensor) -> bool:
+    """Whether two losses are equal up to rounding."""
+    tolerance = torch.finfo(first.dtype).eps ** 0.5
+    return bool(torch.isclose(first, second, rtol=tolerance, atol=tolerance))
+
+
+_CALL, _OPERATION, _EAGER_OPERATION, _FLOP = 50e-6, 0.5e-6, 6e-6, 2e-11
+"""Rough seconds of a call, of an operation compiled and eager, and of a floating-point operation: only orders of
+magnitude matter, and the choice must not depend on a clock."""
+
+_LONG_CALL = 800e-6
+"""Seconds after which a call's own time does not count."""
+
+_MOST_OPERATIONS = 1500
+"""What compiles in about a minute."""
+
+
+def steps_per_call(traced: TracedLoss, n_steps: int | None) -> int:
+    """How many steps a compiled call should make: several where they are so small that the call's own time counts.
+
+    Args:
+        traced: the loss.
+        n_steps: the number of steps in an epoch; None if it is not known or mini-batches come one at a time.
+    """
+    n_operations = traced.n_operations + 12 * len(traced.parameters)
+    step = _FLOP * traced.n_flops + _OPERATION * n_operations
+    most = min(n_steps or 1, math.ceil(_LONG_CALL / step), _MOST_OPERATIONS // n_operations)
+
+    def seconds_an_epoch(n: int) -> float:
+        n_calls, left = divmod(n_steps or 1, n)
+        return n_calls * (_CALL + n * step) + left * (step + _EAGER_OPERATION * n_operations)
+
+    return min(range(1, max(most, 1) + 1), key=seconds_an_epoch)

@@ -1,0 +1,191 @@
+"""The updates of torch's optimizers as functions from parameters, gradients and state to new parameters and state.
+
+They make the operations of torch's own in the same order, so that run eagerly they give the same bits. What a learning
+rate schedule may change are coefficients, which may be numbers or scalar tensors: compiled code takes them as inputs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["AdamUpdate", "SGDUpdate", "Update", "update_of"]
+
+Number = float | Tensor
+Group = Mapping[str, Any]
+
+
+class Update(ABC):
+    """How one optimizer updates one parameter."""
+
+    counts_steps: bool
+    """Whether its state has ``"step"``, the number of steps made, on which its coefficients depend."""
+
+    @abstractmethod
+    def refusal(self, group: Group) -> str | None:
+        """Why a parameter group cannot be updated by this function; None where it can."""
+
+    @abstractmethod
+    def variant(self, group: Group) -> Hashable:
+        """The group's options that decide which operations there are; the others are coefficients."""
+
+    @abstractmethod
+    def state_names(self, group: Group) -> tuple[str, ...]:
+        """The names in the optimizer's state of the tensors of a parameter's shape."""
+
+    @abstractmethod
+    def coefficients(self, group: Group, step: float) -> tuple[float, ...]:
+        """The numbers that an update needs at a step, counted from 1."""
+
+    @abstractmethod
+    def __call__(
+        self, group: Group, parameter: Tensor, gradient: Tensor, state: tuple[Tensor, ...], given: tuple[Number, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The new parameter and state.
+
+        Args:
+            group: the options that :meth:`variant` names.
+            parameter: its value.
+            gradient: the loss's gradient with respect to it.
+            state: the tensors that :meth:`state_names` names.
+            given: the coefficients.
+        """
+
+
+class SGDUpdate(Update):
+    """``torch.optim.SGD``, from the second step with a momentum on: the first one makes the momentum's buffer."""
+
+    counts_steps = False
+
+    def refusal(self, group: Group) -> str | None:
+        return "differentiable=True" if group["differentiable"] else None
+
+    def variant(self, group: Group) -> Hashable:
+        return tuple(bool(group[name]) for name in ("weight_decay", "momentum", "nesterov", "maximize"))
+
+    def state_names(self, group: Group) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] != 0 else ()
+
+    def coefficients(self, group: Group, step: float) -> tuple[float, ...]:
+        return -float(group["lr"]), group["momentum"], 1 - group["dampening"], group["weight_decay"]
+
+    def __call__(
+        self, group: Group, parameter: Tensor, gradient: Tensor, state: tuple[Tensor, ...], given: tuple[Number, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        minus_lr, momentum, of_gradient, weight_decay = given
+        if group["maximize"]:
+            gradient = -gradient
+        if group["weight_decay"] != 0:
+            gradient = _add(gradient, parameter, weight_decay)
+        if group["momentum"] != 0:
+            buffer = _add(state[0] * momentum, gradient, of_gradient)
+            gradient = _add(gradient, buffer, momentum) if group["nesterov"] else buffer
+            state = (buffer,)
+        return _add(parameter, gradient, minus_lr), state
+
+
+class AdamUpdate(Update):
+    """``torch.optim.Adam`` and ``AdamW``."""
+
+    counts_steps = True
+
+    def refusal(self, group: Group) -> str | None:
+        return next((f"{name}=True" for name in ("capturable", "differentiable") if group[name]), None)
+
+    def variant(self, group: Group) -> Hashable:
+        names = ("weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
+        return tuple(bool(group[name]) for name in names)
+
+    def state_names(self, group: Group) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
+
+    def coefficients(self, group: Group, step: float) -> tuple[float, ...]:
+        lr, (beta1, beta2), decay = group["lr"], map(float, group["betas"]), float(group["weight_decay"])
+        return (
+            float(1 - lr * decay) if group["decoupled_weight_decay"] else decay,
+            1 - beta1,
+            beta2,
+            1 - beta2,
+            (1 - beta2**step) ** 0.5,
+            group["eps"],
+            -float(lr / (1 - beta1**step)),
+        )
+
+    def __call__(
+        self, group: Group, parameter: Tensor, gradient: Tensor, state: tuple[Tensor, ...], given: tuple[Number, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        decay, of_gradient, beta2, of_square, root_of_correction, eps, minus_step_size = given
+        mean, square, *largest = state
+        if group["maximize"]:
+            gradient = -gradient
+        if group["weight_decay"] != 0:
+            if group["decoupled_weight_decay"]:
+                parameter = parameter * decay
+            else:
+                gradient = _add(gradient, parameter, decay)
+        mean = _lerp(mean, gradient, of_gradient)
+        square = _addcmul(square * beta2, gradient, gradient, of_square)
+        if largest:
+            largest = [torch.maximum(largest[0], square)]
+        root = (largest[0] if largest else square).sqrt()
+        parameter = _addcdiv(parameter, mean, _divide(root, root_of_correction) + eps, minus_step_size)
+        return parameter, (mean, square, *largest)
+
+
+_UPDATES: dict[type, Update] = {
+    torch.optim.SGD: SGDUpdate(),
+    torch.optim.Adam: AdamUpdate(),
+    torch.optim.AdamW: AdamUpdate(),
+}
+
+
+def update_of(optimizer: torch.optim.Optimizer) -> Update | str:
+    """The update of an optimizer, or why there is none here."""
+    update = _UPDATES.get(type(optimizer))
+    if update is None:
+        names = ", ".join(kind.__name__ for kind in _UPDATES)
+        return f"the optimizer is {type(optimizer).__name__}; compiled updates are there for {names}"
+    for group in optimizer.param_groups:
+        reason = update.refusal(group)
+        if reason is not None:
+            return f"the optimizer's option {reason} has no compiled update"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "the optimizer has hooks, which compiled code does not call"
+    if any(p._post_accumulate_grad_hooks for group in optimizer.param_groups for p in group["params"]):
+        return "a parameter has a hook after its gradient is accumulated, which compiled code does not call"
+    return update
+
+
+# torch's operations take these coefficients as numbers only, and then round differently from the written-out product
+
+
+def _add(tensor: Tensor, other: Tensor, coefficient: Number) -> Tensor:
+    if isinstance(coefficient, Tensor):
+        return tensor + coefficient * other
+    return torch.add(tensor, other, alpha=coefficient)
+
+
+def _lerp(tensor: Tensor, other: Tensor, weight: Number) -> Tensor:
+    if isinstance(weight, Tensor):  # torch chooses by the weight between two forms, in every element
+        return tensor + weight * (other - tensor)
+    return torch.lerp(tensor, other, weight)
+
+
+def _divide(tensor: Tensor, number: Number) -> Tensor:
+    return tensor * number.reciprocal() if isinstance(number, Tensor) else tensor / number
+
+
+def _addcmul(tensor: Tensor, first: Tensor, second: Tensor, coefficient: Number) -> Tensor:
+    if isinstance(coefficient, Tensor):
+        return tensor + coefficient * (first * second)
+    return torch.addcmul(tensor, first, second, value=coefficient)
+
+
+def _addcdiv(tensor: Tensor, numerator: Tensor, denominator: Tensor, coefficient: Number) -> Tensor:
+    if isinstance(coefficient, Tensor):
+        return tensor + coefficient * numerator / denominator
+    return torch.addcdiv(tensor, numerator, denominator, value=coefficient)
