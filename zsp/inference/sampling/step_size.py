@@ -54,7 +54,7 @@ class DualAveraging(NamedTuple):
         weight = count**-KAPPA
         log_average = weight * log_step_size + (1 - weight) * self.log_average
         new = (log_step_size, log_average, error, count)
-        return DualAveraging(*(xp.where(where, a, b) for a, b in zip(new, self[:4], strict=True)), self.mu)
+        return DualAveraging(*[xp.where(where, a, b) for a, b in zip((*new, self.mu), self, strict=True)])
 
     def finish(self) -> DualAveraging:
         """Step sizes as they stay after the adaptation: the averages."""
