@@ -51,3 +51,19 @@ def test_vae(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "the parameters give batch shape [50, 2]" in printed
     assert "must be 0 or 1, but it is 255" in printed
+
+
+def test_discrete_latents(tmp_path, capsys):
+    numbers = tutorial("03").main(budget=0.15, output=tmp_path)
+    assert numbers["bound"] < numbers["evidence"]
+    assert numbers["log p(x), exact"] > numbers["log p(x), score function"]
+    noise = {name.removeprefix("noise, "): value for name, value in numbers.items() if name.startswith("noise, ")}
+    assert noise["leave-one-out"] < noise["moving-mean baseline"] < noise["score function"]
+    assert noise["rebar"] < 0.3 * noise["score function"]
+    for name in ("score function", "leave-one-out", "rebar", "relax"):
+        assert numbers[f"bias, {name}"] < 2 * numbers[f"bias error, {name}"]
+    for name in ("straight-through", "gumbel-softmax"):
+        assert numbers[f"bias, {name}"] > 3 * numbers[f"bias error, {name}"]
+    printed = capsys.readouterr().out
+    assert "node 'x' depends on 'b' without a derivative" in printed
+    assert "would have about 10^60 rows" in printed

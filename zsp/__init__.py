@@ -10,36 +10,94 @@ from zsp import distributions
 from zsp.bayesian_net import BayesianNet
 from zsp.checks import NodeError, diagnose
 from zsp.execution import checked
-from zsp.inference import ELBO, History, elbo, fit, is_loglikelihood
+from zsp.inference import (
+    AIS,
+    ELBO,
+    HMC,
+    MAMS,
+    MCLMC,
+    NUTS,
+    AISResult,
+    ChEES,
+    Draws,
+    EnumeratedNet,
+    History,
+    ImportanceWeightedObjective,
+    KLpq,
+    LaplaceApproximation,
+    LogDensity,
+    MovingMean,
+    Relaxation,
+    elbo,
+    enumerate_latents,
+    fit,
+    full_rank,
+    importance_weighted_objective,
+    is_loglikelihood,
+    iw_objective,
+    klpq,
+    laplace,
+    mcmc,
+    mean_field,
+    predict,
+    renyi,
+    sleep_cost,
+)
 from zsp.meta_bayesian_net import MetaBayesianNet, meta_bayesian_net
 from zsp.node import StochasticTensor
 from zsp.registration import register_distribution
 from zsp.variables import ReusableFunction, module, parameter, reuse_variables
 
 __all__ = [
+    "AIS",
     "ELBO",
+    "HMC",
+    "MAMS",
+    "MCLMC",
+    "NUTS",
+    "AISResult",
     "BayesianNet",
+    "ChEES",
+    "Draws",
+    "EnumeratedNet",
     "History",
+    "ImportanceWeightedObjective",
+    "KLpq",
+    "LaplaceApproximation",
+    "LogDensity",
     "MetaBayesianNet",
+    "MovingMean",
     "NodeError",
+    "Relaxation",
     "ReusableFunction",
     "StochasticTensor",
     "checked",
     "diagnose",
     "distributions",
     "elbo",
+    "enumerate_latents",
     "fit",
+    "full_rank",
+    "importance_weighted_objective",
     "is_loglikelihood",
+    "iw_objective",
+    "klpq",
+    "laplace",
+    "mcmc",
+    "mean_field",
     "meta_bayesian_net",
     "module",
     "parameter",
+    "predict",
     "register_distribution",
+    "renyi",
     "reuse_variables",
+    "sleep_cost",
 ]
 
 __version__ = "0.1.0.dev0"
 
-_ON_DEMAND = ("datasets", "graph", "models", "plots")
+_ON_DEMAND = ("check", "datasets", "graph", "models", "plots")
 
 
 def __getattr__(name: str) -> _ModuleType:
