@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import import_time, memory, node_overhead, vae_step
+from benchmarks import estimators, import_time, memory, node_overhead, vae_step
 from benchmarks.timing import Options, Row, compare, interleave, main
 
 ONCE = Options(repeats=1, threads=torch.get_num_threads())
 TINY = vae_step.Size(6, (5,), 2, at_most=1.15, pyro_at_least=2.5, batch=4)
 
 
-@pytest.mark.parametrize("benchmark_", [vae_step.BENCHMARK, node_overhead.BENCHMARK, import_time.BENCHMARK])
+@pytest.mark.parametrize("benchmark_", [vae_step.BENCHMARK, estimators.BENCHMARK, node_overhead.BENCHMARK, import_time.BENCHMARK])
 def test_both_sides_compute_the_same(benchmark_):
     benchmark_.check()
 
@@ -32,6 +32,19 @@ def test_vae_step_without_peers(monkeypatch):
     assert rows["VAE 6-5-2: zsp / hand-written"].bar == "at most 1.15"
     missing = [name for name, row in rows.items() if row.result == "not installed"]
     assert missing == ["VAE 6-5-2: Pyro", "VAE 6-5-2: NumPyro"]
+
+
+def test_estimators_without_pyro(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyro", None)
+    tiny = estimators.Size(6, 5, 2, batch=3, n_samples=4)
+    for estimator in estimators.ESTIMATORS:
+        assert estimators._beside_hand_written(estimator, tiny, ONCE).bar == "at most 1.05"
+    rows = list(estimators._beside_pyro(estimators.ESTIMATORS[0], (tiny, tiny), ONCE))
+    assert [row.result for row in rows] == ["not installed"] * 2
+
+
+def test_vimco_needs_memory_linear_in_the_number_of_samples():
+    assert estimators.vimco_bytes(1000) < 2.1 * estimators.vimco_bytes(500)
 
 
 def test_node_overhead_of_one_family(monkeypatch):
