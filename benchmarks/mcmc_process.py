@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.timing import Benchmark, Options, Row, main, show_time
 
+ROOT = Path(__file__).resolve().parents[1]
 N_CHAINS, N_DRAWS, N_WARMUP = 1024, 1000, 100  # of the run whose memory is measured
 AT_MOST_MIB = 1024.0
 PROBLEMS = ("eight_schools", "logistic_regression")

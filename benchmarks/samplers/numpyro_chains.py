@@ -11,7 +11,6 @@ import numpy as np
 import numpyro
 import torch
 from jax import lax, random
-from jax import numpy as jnp
 from numpyro.infer import HMC, NUTS
 from numpyro.infer.hmc import HMC as Kernel
 

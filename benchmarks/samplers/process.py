@@ -1,4 +1,8 @@
-"""What one process does that ``mcmc_process`` times or weighs: ``python -m benchmarks.samplers.process zsp eight_schools 1000``.
+"""What one process does that ``mcmc_process`` times or weighs.
+
+::
+
+    python -m benchmarks.samplers.process zsp eight_schools 1000
 
 Each library is imported by its own function alone, and used as its documentation says.
 """
