@@ -1,6 +1,15 @@
 """All benchmarks, or those named, in one table."""
 
-from benchmarks import estimators, import_time, memory, node_overhead, vae_step
+from benchmarks import compiled_fit, estimators, import_time, memory, node_overhead, vae_step
 from benchmarks.timing import main
 
-main([vae_step.BENCHMARK, estimators.BENCHMARK, node_overhead.BENCHMARK, import_time.BENCHMARK, memory.BENCHMARK])
+main(
+    [
+        vae_step.BENCHMARK,
+        compiled_fit.BENCHMARK,
+        estimators.BENCHMARK,
+        node_overhead.BENCHMARK,
+        import_time.BENCHMARK,
+        memory.BENCHMARK,
+    ]
+)

@@ -161,6 +161,7 @@ def check() -> None:
 
 def rows(options: Options) -> Iterator[Row]:
     if not options.compile:
+        yield Row("compiled fit", "not run without --compile")
         return
     yield from _rows_of(SMALL, ZspVAE, HandWrittenVAE, 1, 0.22, 100, options)
     yield from _rows_of(LARGE, ZspVAE, HandWrittenVAE, 1, 0.8, 4, options)
@@ -178,7 +179,7 @@ def _rows_of(
 ) -> Iterator[Row]:
     x = size.data()
     model, hand_written = ours(size, x), by_hand(size)
-    name = size.name if n_samples == 1 else f"IWAE {size.name[4:]}, K = {n_samples}"
+    name = size.name if n_samples == 1 else f"{size.name.replace('VAE', 'IWAE')}, K = {n_samples}"
     peers = {"hand-written": (training_step(lambda: hand_written.loss(x), list(hand_written.parameters())), 1)}
     try:
         peers["NumPyro"] = numpyro_steps(size, x, n_samples, 1), 1

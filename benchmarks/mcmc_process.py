@@ -95,7 +95,9 @@ def _run(arguments: list[str], environment: dict[str, str]) -> str:
     # as installed packages are: with their bytecode, which the first run writes
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.samplers.process", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=Path(__file__).resolve().parents[1], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     return done.stdout
 
 

@@ -7,14 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import estimators, import_time, memory, node_overhead, vae_step
+from benchmarks import compiled_fit, estimators, import_time, memory, node_overhead, vae_step
 from benchmarks.timing import Options, Row, compare, interleave, main
+from tests.inference.training.graphs import interpreted  # noqa: F401
 
 ONCE = Options(repeats=1, threads=torch.get_num_threads())
 TINY = vae_step.Size(6, (5,), 2, at_most=1.15, pyro_at_least=2.5, batch=4)
 
 
-@pytest.mark.parametrize("benchmark_", [vae_step.BENCHMARK, estimators.BENCHMARK, node_overhead.BENCHMARK, import_time.BENCHMARK])
+BENCHMARKS = compiled_fit, estimators, import_time, node_overhead, vae_step
+
+
+@pytest.mark.parametrize("benchmark_", [module.BENCHMARK for module in BENCHMARKS])
 def test_both_sides_compute_the_same(benchmark_):
     benchmark_.check()
 
@@ -32,6 +36,16 @@ def test_vae_step_without_peers(monkeypatch):
     assert rows["VAE 6-5-2: zsp / hand-written"].bar == "at most 1.15"
     missing = [name for name, row in rows.items() if row.result == "not installed"]
     assert missing == ["VAE 6-5-2: Pyro", "VAE 6-5-2: NumPyro"]
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_compiled_fit_without_peers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    nets = (compiled_fit.ZspIWAE, compiled_fit.HandWrittenIWAE)
+    missing, row = compiled_fit._rows_of(TINY, *nets, 2, 0.8, 3, ONCE)
+    assert missing.result == "not installed" and row.bar == "at most 0.8"
+    assert row.name == "IWAE 6-5-2, K = 2: zsp.fit, compiled / hand-written"
+    assert [row.result for row in compiled_fit.rows(ONCE)] == ["not run without --compile"]
 
 
 def test_estimators_without_pyro(monkeypatch):

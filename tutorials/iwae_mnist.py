@@ -99,7 +99,7 @@ def active_units(run: Run, x: Tensor) -> int:
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Run what the command line asks for; returns a result for each K."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = options_parser(__doc__.splitlines()[0], out="mnist_runs/iwae")
+    parser = options_parser(__doc__.splitlines()[0], learning_rate=3e-3, out="mnist_runs/iwae")
     parser.add_argument("--objective", choices=("vae", "iwae"), default="iwae", help="what is maximised")
     parser.add_argument(
         "--estimator", choices=("sgvb", "dreg"), default="sgvb", help="of the gradient; the paper's is sgvb"

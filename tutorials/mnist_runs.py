@@ -167,7 +167,7 @@ class Run:
     # -- training -----------------------------------------------------------------------------------------------------
 
     def train(self, data: Data) -> None:
-        """Train for the rounds that are left; a resumed run makes the same steps as one that was never stopped."""
+        """Train for the rounds that are left; with --epochs, a resumed run equals one that was never stopped."""
         monitored = data.test[:N_MONITORED]
         seconds_per_epoch = None
         while self.progress.n_rounds < N_ROUNDS:

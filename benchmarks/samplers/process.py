@@ -1,4 +1,4 @@
-"""What one process does that ``mcmc_process`` times or weighs.
+"""What a process does that ``mcmc_process`` times or weighs.
 
 ::
 

@@ -89,7 +89,8 @@ def test_weights_have_the_evidence_as_their_mean_and_enclose_it(name):
     assert_mean((exact - above.log_weights).exp(), 1.0)
     assert below.ess > n / 5  # so that the two tests can fail
     assert_encloses(below, above, exact)
-    assert abs(below.log_evidence - exact) < 5.3 * below.standard_error
+    for result in (below, above):
+        assert abs(result.log_evidence - exact) < 5.3 * result.standard_error < 1.0
     assert below.acceptance_rate.shape == above.acceptance_rate.shape == (59,)
 
 

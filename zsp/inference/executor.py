@@ -8,7 +8,9 @@ trace and passed at every call: its values may change in place between calls, it
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -19,11 +21,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-__all__ = ["CompileError", "CompiledFunction", "Trace", "TracedFunction", "is_traced", "trace"]
+__all__ = ["CompileError", "CompiledFunction", "KeptTensorError", "Trace", "TracedFunction", "is_traced", "trace"]
 
 
 class CompileError(RuntimeError):
     """A function cannot be compiled here; the message says why."""
+
+
+class KeptTensorError(RuntimeError):
+    """A function kept a tensor of a trace, which has no value, so that it cannot just be run eagerly instead."""
 
 
 def is_traced() -> bool:
@@ -167,14 +173,18 @@ def _explained() -> Iterator[None]:
     """Say in one line why something here failed."""
     try:
         yield
+    except (CompileError, KeptTensorError):
+        raise
     except Exception as error:
+        if type(error).__name__ == "GuardOnDataDependentSymNode":
+            raise CompileError(
+                "the function branches on the value of a tensor: choose by torch.where instead"
+            ) from error
         first = (str(error).strip() or "no message").splitlines()[0]
         raise CompileError(f"{type(error).__name__}: {first}") from error
 
 
-def _trace(
-    function: Callable[..., Any], leaves: Sequence[Tensor], structure: TreeSpec, for_compiler: bool
-) -> Trace:
+def _trace(function: Callable[..., Any], leaves: Sequence[Tensor], structure: TreeSpec, for_compiler: bool) -> Trace:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     decompositions: dict[Any, Callable[..., Any]] = {}
@@ -187,8 +197,10 @@ def _trace(
         decompositions[torch.ops.aten.pow.Scalar] = _power_of_number
     result: list[TreeSpec] = []
 
+    watch = _Watch()
+
     def flat(*flat_arguments: Tensor) -> list[Tensor]:
-        with _Undoing():
+        with watch:
             out, spec = tree_flatten(function(*tree_unflatten(flat_arguments, structure)))
         result[:] = [spec]
         return [tensor.detach() for tensor in out]
@@ -199,6 +211,8 @@ def _trace(
             return make(*arguments)
 
     graph = make_graph(flat, leaves)
+    watch.require_nothing_kept()
+    _require_static(graph)
     constants = _lift_constants(graph, len(leaves))
     if any(_mutates(node) for node in graph.graph.nodes):
         graph = make_graph(torch.func.functionalize(graph, remove="mutations"), [*leaves, *constants])
@@ -207,12 +221,14 @@ def _trace(
     return Trace(graph, constants, result[0])
 
 
-class _Undoing(TorchDispatchMode):
-    """Undoes what a traced function does to tensors that it closes over: operations among these alone are executed."""
+class _Watch(TorchDispatchMode):
+    """Undoes what a traced function does to tensors that it closes over, for operations among these alone are executed;
+    refuses what a graph cannot repeat."""
 
     def __init__(self) -> None:
         super().__init__()
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._made: list[weakref.ref[Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.is_mutable:
@@ -220,13 +236,44 @@ class _Undoing(TorchDispatchMode):
                 if isinstance(tensor, Tensor) and not isinstance(tensor, FakeTensor) and id(tensor) not in self._before:
                     with _disable_current_modes():
                         self._before[id(tensor)] = (tensor, tensor.detach().clone())
-        return func(*args, **(kwargs or {}))
+        elif func is torch.ops.aten._local_scalar_dense.default and not isinstance(args[0], FakeTensor):
+            raise CompileError(
+                "the function reads a number off a tensor that it closes over, which may change: keep it a tensor"
+            )
+        result = func(*args, **(kwargs or {}))
+        self._made.extend(weakref.ref(made) for made in tree_flatten(result)[0] if isinstance(made, FakeTensor))
+        return result
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         with _disable_current_modes(), torch.no_grad():
             for tensor, before in self._before.values():
                 tensor.detach().copy_(before)
+
+    def require_nothing_kept(self) -> None:
+        """After the trace nobody may hold a tensor made in it: it has no value."""
+        if any(made() is not None for made in self._made):
+            gc.collect()
+            if any(made() is not None for made in self._made):
+                raise KeptTensorError(
+                    "a function that is compiled keeps tensors that it makes, in an attribute, a list or a global, "
+                    "where stand-ins without values are now: it runs only while it is traced. Return them instead, or "
+                    "change in place a tensor that was there before (buffer.copy_(...))."
+                )
+
+
+def _require_static(graph: torch.fx.GraphModule) -> None:
+    """Refuse numbers and shapes that depend on the values of tensors."""
+    numbers = (torch.SymInt, torch.SymFloat, torch.SymBool)
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, numbers) or (
+            isinstance(value, Tensor) and any(isinstance(n, numbers) for n in value.shape)
+        ):
+            raise CompileError(
+                "in the function a number or a shape depends on the values of tensors, as with .item() or a mask as an "
+                "index: keep numbers tensors, and choose by torch.where"
+            )
 
 
 def _is_random(operation: Any) -> bool:

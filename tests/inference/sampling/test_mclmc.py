@@ -52,7 +52,7 @@ def standard(position):
     return -0.5 * position.square().sum(-1)
 
 
-def squares(step_size, n_dims=10, n_chains=400, n_transitions=800):
+def squares(step_size, n_dims=10, n_chains=800, n_transitions=500):
     """Per chain, the mean square of all coordinates over time; and the mean squared energy error."""
     kernel = zsp.MCLMC(step_size=step_size, length=n_dims**0.5, n_steps=2, integrator="leapfrog", **FIXED)
     density, state, generator = begin(kernel, standard, torch.randn(n_chains, n_dims))
@@ -73,16 +73,18 @@ def squares(step_size, n_dims=10, n_chains=400, n_transitions=800):
 
 def test_the_bias_is_of_order_step_size_squared():
     """As of any symmetric integrator of second order; nothing here removes it."""
-    short, short_variance = squares(1.0)
-    long, long_variance = squares(2.0)
+    short, short_variance = squares(1.5)
+    long, long_variance = squares(3.0)
     bias, error = [], []
     for values in (short, long):
         bias.append((values.mean() - 1).item())
         error.append((values.std() / len(values) ** 0.5).item())
     print("bias", bias, "standard error", error, "energy variance", short_variance, long_variance)
     assert bias[0] > 6 * error[0], "the bias is seen"
-    # four times as large; 1 / 5 for higher orders, and 5.4 standard errors
-    assert abs(bias[1] / bias[0] / 4 - 1) < 0.2 + 5.4 * (error[0] / bias[0] + error[1] / bias[1])
+    # four times as large, not two or eight times: 0.15 for higher orders, and 5.4 standard errors
+    tolerance = 0.15 + 5.4 * (error[0] / bias[0] + error[1] / bias[1])
+    assert tolerance < 0.45
+    assert abs(bias[1] / bias[0] / 4 - 1) < tolerance
     assert 0.7 < long_variance / short_variance / 2**6 < 1.5, "the variance of energy errors goes with its sixth power"
 
 
@@ -95,7 +97,7 @@ def test_the_adaptation_finds_the_energy_variance_and_the_length(integrator, mas
     kernel = zsp.MCLMC(integrator=integrator, mass_matrix=mass_matrix)
     draws = zsp.mcmc(
         lambda values: standard(values["x"]), {}, kernel=kernel, latents={"x": torch.zeros(n_dims)}, n_chains=128,
-        n_warmup=150, n_samples=50, progress=False, compile=False,
+        n_warmup=400, n_samples=100, progress=False, compile=False,
     )  # fmt: skip
     assert abs(draws.info.energy_variance.mean().item() / 5e-4 - 1) < 0.3
     assert (draws.info.step_size == draws.info.step_size[0, 0]).all()
@@ -167,11 +169,11 @@ def test_a_direction_lasts_from_step_to_step():
 def test_init_and_step_adapt_and_then_keep_the_law():
     kernel = zsp.MCLMC(energy_variance=1e-7)
     state = kernel.init(gaussian, gaussian_draws(2000), seed=0)
-    for _ in range(30):
+    for _ in range(150):
         state, _ = kernel.step(gaussian, state, adapt=True)
-    for _ in range(5):
+    for _ in range(25):
         state, info = kernel.step(gaussian, state)
-    assert info.energy_variance.mean() < 3e-7 and (info.n_leapfrogs == 20).all()
+    assert info.energy_variance.mean() < 3e-7 and (info.n_leapfrogs == 4).all()
     assert_standard_normal(
         torch.linalg.solve_triangular(torch.linalg.cholesky(COVARIANCE), state.position.mT, upper=False).mT
     )

@@ -28,7 +28,7 @@ def calls_of(monkeypatch):
 class Problem:
     """A loss and its parameters, made anew for every run."""
 
-    def __init__(self, kind=torch.optim.Adam, **options):
+    def __init__(self, kind=torch.optim.SGD, **options):
         torch.manual_seed(0)
         self.modules = self.make()
         self.optimizer = kind(self.modules.parameters(), **{"lr": 0.01, **options})
@@ -115,7 +115,7 @@ def both(make, **options):
 
 def test_compiled_with_several_steps_a_call_equals_eager(calls_of):
     calls_of(2)
-    eager, compiled = both(VAE, epochs=9)
+    eager, compiled = both(lambda: VAE(torch.optim.Adam), epochs=9)
     assert_same_run(eager, compiled)
     assert compiled[1].n_steps == 54 and compiled[1].n_compiled_steps == 52  # the first step of a run makes the state
 
@@ -124,24 +124,24 @@ def test_compiled_in_float32(calls_of):
     torch.set_default_dtype(torch.float32)
     calls_of(1)
 
-    class Single(VAE):
+    class Single(Problem):
         @property
         def data(self):
             return {name: value.float() for name, value in super().data.items()}
 
-    eager, compiled = both(Single, epochs=2)
+    eager, compiled = both(Single)
     assert_same_run(eager, compiled, rtol=1e-4, atol=1e-5)
-    assert compiled[1].n_compiled_steps == 11
+    assert compiled[1].n_compiled_steps == 17
     assert all(p.dtype == torch.float32 for p in compiled[0].modules.parameters())
 
 
-@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("n", [1, 4])
 def test_random_numbers_come_in_the_order_of_an_eager_run(interpreted, calls_of, n):
     calls_of(n)
-    eager, compiled = both(VAE, epochs=5)
+    eager, compiled = both(VAE, epochs=5)  # the last one begins with a check
     assert_same_run(eager, compiled)
     # six steps an epoch, the first of a run and those left over eager
-    assert compiled[1].n_compiled_steps == {1: 29, 2: 28, 5: 25}[n]
+    assert compiled[1].n_compiled_steps == {1: 29, 4: 20}[n]
 
 
 def test_the_same_seed_gives_the_same_run_and_the_callers_state_is_given_back(interpreted, calls_of):
@@ -180,7 +180,7 @@ def test_parameter_groups_unused_and_frozen_parameters(interpreted, calls_of):
 
     class Groups(Problem):
         def __init__(self):
-            super().__init__()
+            super().__init__(torch.optim.AdamW)
             self.modules.append(nn.Linear(1, 1))
             unused = nn.Parameter(torch.ones(2))
             frozen = nn.Parameter(torch.ones(2), requires_grad=False)
@@ -212,9 +212,8 @@ def test_parameters_that_are_shared_by_modules(interpreted, calls_of):
     assert_same_run(*both(Tied))
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_buffers_that_the_loss_changes(interpreted, calls_of, n):
-    calls_of(n)
+def test_buffers_that_the_loss_changes(interpreted, calls_of):
+    calls_of(2)
 
     class Normed(Problem):
         def make(self):
@@ -283,12 +282,12 @@ def test_validation_sees_the_current_parameters(interpreted, calls_of):
             view = self.modules[0].weight.detach()  # the same memory all along
 
             def validation():
-                seen.append((view.clone(), next(iter(self.optimizer.state.values()))["step"].item()))
+                seen.append((view.clone(), next(iter(self.optimizer.state.values()))["step"].item()))  # Adam's
                 return {"norm": view.norm()}
 
             return super().fit(validation=validation, **options)
 
-    eager, compiled = both(Watched)
+    eager, compiled = both(lambda: Watched(torch.optim.Adam))
     assert_same_run(eager, compiled)
     for (a, n), (b, m) in zip(seen[:3], seen[3:], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9)
@@ -337,7 +336,9 @@ def test_a_ragged_last_batch_runs_eagerly_and_one_warning_says_so(interpreted, c
     calls_of(2)
     eager, compiled = Problem(), Problem()
     options = {"optimizer": compiled.optimizer, "epochs": 3, "batch_size": 5, "progress": False}
-    with pytest.warns(UserWarning, match="some mini-batches eagerly: they have other shapes.*A batch_size that") as record:
+    with pytest.warns(
+        UserWarning, match="some mini-batches eagerly: they have other shapes.*A batch_size that"
+    ) as record:
         history = zsp.fit(compiled.loss, compiled.data, compile=True, **options)
     assert len(record) == 1 and record[0].filename == __file__
     assert_same_run((eager, eager.fit(batch_size=5)), (compiled, history))
@@ -352,6 +353,11 @@ def with_branch(problem, batch):
     return value * 2 if value.item() > 1 else value
 
 
+def with_number(problem, batch):
+    value, _ = Problem.loss(problem, batch)
+    return value, {"loss as a number": value.item()}
+
+
 def with_detour(problem, batch):
     if not hasattr(problem, "view"):
         problem.view = problem.modules[2].weight.detach()[0]
@@ -363,35 +369,60 @@ def with_sparse_gradient(problem, batch):
     return nn.functional.embedding(torch.tensor([0, 2]), table, sparse=True).square().sum()
 
 
-def with_counter(problem, batch):
-    problem.n_calls = getattr(problem, "n_calls", 0) + 1
-    return Problem.loss(problem, batch)[0] * (1 + problem.n_calls)
-
-
 @pytest.mark.parametrize(
     "kind, loss, reason",
     [
-        (torch.optim.RMSprop, Problem.loss, "the optimizer is RMSprop; compiled updates are there for SGD, Adam, AdamW"),
-        (torch.optim.SGD, with_branch, "runs eagerly: "),
+        (
+            torch.optim.RMSprop,
+            Problem.loss,
+            "the optimizer is RMSprop; compiled updates are there for SGD, Adam, AdamW",
+        ),
+        (
+            torch.optim.SGD,
+            with_branch,
+            "eagerly: the function branches on the value of a tensor: choose by torch.where",
+        ),
+        (torch.optim.SGD, with_number, "eagerly: in the function a number or a shape depends on the values of tensors"),
         (torch.optim.SGD, with_detour, "also through another tensor on the same memory"),
         (torch.optim.SGD, with_sparse_gradient, "runs eagerly: "),
-        (torch.optim.SGD, with_counter, "the loss is another function each time it is called"),
     ],
 )
 def test_what_cannot_be_compiled_runs_eagerly_and_one_warning_says_why(interpreted, kind, loss, reason):
     eager, fallback = Problem(kind), Problem(kind)
     options = {"epochs": 2, "batch_size": 4, "progress": False}
     expected = zsp.fit(lambda batch: loss(eager, batch), eager.data, optimizer=eager.optimizer, **options)
-    if loss is with_counter:  # traced twice
-        fallback.n_calls = -2
-        eager.n_calls = 0
     with pytest.warns(UserWarning, match=reason) as record:
         found = zsp.fit(
             lambda batch: loss(fallback, batch), fallback.data, optimizer=fallback.optimizer, compile=True, **options
         )
-    assert len(record) == 1 and found.n_compiled_steps == 0
-    if loss is not with_counter:
-        assert_same_run((eager, expected), (fallback, found))
+    assert len(record) == 1 and record[0].filename == __file__ and found.n_compiled_steps == 0
+    assert_same_run((eager, expected), (fallback, found))
+
+
+def test_a_loss_that_counts_its_calls_is_not_compiled(interpreted):
+    problem, calls = Problem(), []
+
+    def loss(batch):
+        calls.append(1)
+        return problem.loss(batch)[0] * (1 + 0.1 * len(calls))
+
+    with pytest.warns(UserWarning, match="the loss is another function each time it is called"):
+        history = zsp.fit(loss, problem.data, optimizer=problem.optimizer, batch_size=4, progress=False, compile=True)
+    assert history.n_compiled_steps == 0
+
+
+def test_a_loss_that_keeps_what_it_computes_is_an_error(interpreted):
+    problem, kept = Problem(), []
+
+    def loss(batch):
+        value, _ = problem.loss(batch)
+        kept.append(value)
+        return value
+
+    with pytest.raises(
+        RuntimeError, match=r"keeps tensors that it makes.*change in place a tensor that was there before"
+    ):
+        zsp.fit(loss, problem.data, optimizer=problem.optimizer, batch_size=4, progress=False, compile=True)
 
 
 def test_a_loss_that_changes_between_epochs_is_noticed(interpreted, calls_of):
@@ -412,7 +443,9 @@ def test_a_loss_that_changes_between_epochs_is_noticed(interpreted, calls_of):
         options = {"epochs": 5, "batch_size": 1, "progress": False, "validation": anneal}
         return problem, zsp.fit(loss, problem.data, optimizer=problem.optimizer, compile=compile, **options)
 
-    with pytest.warns(UserWarning, match="no longer the function that was compiled. What changes from step to step must"):
+    with pytest.warns(
+        UserWarning, match="no longer the function that was compiled. What changes from step to step must"
+    ):
         compiled = run(True)
     assert_same_run(run(False), compiled)
     assert 0 < compiled[1].n_compiled_steps < 24
@@ -458,7 +491,6 @@ def test_a_loss_that_is_not_finite_changes_no_parameter_and_names_the_step(inter
             problem.fit(compile=compile, shuffle=False)
         results.append((problem, zsp.History()))
     assert_same_run(*results)  # three steps were made
-    assert all(state["step"] == 3 for state in results[1][0].optimizer.state.values())
 
 
 def test_a_node_that_is_not_finite_is_named(interpreted, calls_of):

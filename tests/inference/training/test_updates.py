@@ -36,7 +36,10 @@ N_STEPS = 30
 def gradients(dtype):
     """Of all sizes, some of them zero."""
     generator = torch.Generator().manual_seed(1)
-    made = torch.randn(N_STEPS, 7, 11, generator=generator, dtype=torch.float64).to(dtype) * 10.0 ** torch.arange(-5, 2)[:, None]
+    made = (
+        torch.randn(N_STEPS, 7, 11, generator=generator, dtype=torch.float64).to(dtype)
+        * 10.0 ** torch.arange(-5, 2)[:, None]
+    )
     return made.where(torch.arange(11) != 3, 0).to(dtype)
 
 

@@ -91,7 +91,8 @@ class MCLMC(Kernel):
         step_size: of the integrator; with ``adapt_step_size`` where the search for it begins.
         length: L, in which a direction is forgotten; with ``adapt_length`` where its adaptation begins, default the
             chains' spread, :math:`(\sum_d \mathrm{var}\, z_d)^{1/2}`.
-        n_steps: of the integrator in a transition: only the last of them makes a draw.
+        n_steps: of the integrator in a transition: only the last of them makes a draw. A draw forgets the one before it
+            after some L / step_size of them: more keep fewer and less correlated draws, of as many gradients.
         adapt_step_size: whether to adapt the step size to ``energy_variance``.
         adapt_length: whether to adapt L to the autocorrelation of the chains.
         energy_variance: the mean squared energy error of a step, per dimension, that the step size is adapted to.
@@ -106,7 +107,7 @@ class MCLMC(Kernel):
 
     step_size: float = 1.0
     length: float | None = None
-    n_steps: int = 10
+    n_steps: int = 2
     adapt_step_size: bool = True
     adapt_length: bool = True
     energy_variance: float = 5e-4

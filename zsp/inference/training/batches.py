@@ -55,9 +55,7 @@ class Epoch(Protocol):
 Batches = Callable[[], Epoch]
 
 
-def batches_of(
-    data: Mapping[str, Tensor] | Iterable[Any], batch_size: int | None, shuffle: bool
-) -> Batches:
+def batches_of(data: Mapping[str, Tensor] | Iterable[Any], batch_size: int | None, shuffle: bool) -> Batches:
     """What begins an epoch of mini-batches of ``data``; see :func:`zsp.fit` for its arguments."""
     if not isinstance(data, Mapping):
         if batch_size is not None:

@@ -65,9 +65,7 @@ def evaluate(loss: Loss, batch: Any) -> tuple[Tensor, dict[str, Any]]:
     return result, {name: to_tensor(metric) for name, metric in metrics.items()}
 
 
-def check(
-    loss: Loss, batch: Any, optimizer: torch.optim.Optimizer, where: str
-) -> tuple[Tensor, dict[str, Any]]:
+def check(loss: Loss, batch: Any, optimizer: torch.optim.Optimizer, where: str) -> tuple[Tensor, dict[str, Any]]:
     """Like :func:`evaluate`, with every node checked."""
     try:
         with checked():

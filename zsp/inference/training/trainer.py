@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -188,7 +190,7 @@ class Trainer:
     def _warn(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, stacklevel=5)
+            warnings.warn(message, stacklevel=_frames_of_the_package())
 
     @contextmanager
     def _keeping_random_state(self) -> Iterator[None]:
@@ -197,6 +199,17 @@ class Trainer:
             yield
         finally:
             set_random_state(state, self._devices)
+
+
+def _frames_of_the_package() -> int:
+    """How many frames up the stack the caller of :func:`zsp.fit` is, seen from where a warning is given."""
+    folder = str(Path(__file__).parents[2])
+    frame, n = sys._getframe(1), 1
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(folder) or "contextlib" in frame.f_code.co_filename
+    ):
+        frame, n = frame.f_back, n + 1
+    return n
 
 
 def _close(first: Tensor, second: Tensor) -> bool:
