@@ -224,3 +224,19 @@ def test_importing_zsp_leaves_what_is_used_on_demand(fresh_import):
     assert "zsp.bayesian_net" in modules
     assert {module.partition(".")[0] for module in modules} & ON_DEMAND == set()
     assert [module for module in modules if module.startswith(("torch._dynamo", "torch._inductor"))] == []
+
+
+def test_names_imported_on_demand_are_those_that_type_checkers_see():
+    import zsp.inference
+
+    tree = ast.parse(Path(zsp.inference.__file__).read_text())
+    [for_types] = [node for node in tree.body if isinstance(node, ast.If)]
+    declared = {(node.module, alias.name) for node in for_types.body for alias in node.names}
+    assert declared == {(f"zsp.inference.{home}", name) for home, names in zsp.inference._NAMES.items() for name in names}
+
+    tree = ast.parse(Path(zsp.__file__).read_text())
+    [for_types] = [node for node in tree.body if isinstance(node, ast.If)]
+    assert {alias.name for node in for_types.body for alias in node.names} == set(zsp.inference.__all__)
+    assert set(zsp.inference.__all__) < set(zsp.__all__) < set(dir(zsp))
+    for name in zsp.__all__:
+        assert getattr(zsp, name) is not None

@@ -3,50 +3,53 @@
     model function --@meta_bayesian_net--> MetaBayesianNet --observe(x=...)--> BayesianNet --log_joint()--> Tensor
 """
 
-import importlib as _importlib
-from types import ModuleType as _ModuleType
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
-from zsp import distributions
+from zsp import distributions, inference
 from zsp.bayesian_net import BayesianNet
 from zsp.checks import NodeError, diagnose
 from zsp.execution import checked
-from zsp.inference import (
-    AIS,
-    ELBO,
-    HMC,
-    MAMS,
-    MCLMC,
-    NUTS,
-    AISResult,
-    ChEES,
-    Draws,
-    EnumeratedNet,
-    History,
-    ImportanceWeightedObjective,
-    KLpq,
-    LaplaceApproximation,
-    LogDensity,
-    MovingMean,
-    Relaxation,
-    elbo,
-    enumerate_latents,
-    fit,
-    full_rank,
-    importance_weighted_objective,
-    is_loglikelihood,
-    iw_objective,
-    klpq,
-    laplace,
-    mcmc,
-    mean_field,
-    predict,
-    renyi,
-    sleep_cost,
-)
 from zsp.meta_bayesian_net import MetaBayesianNet, meta_bayesian_net
 from zsp.node import StochasticTensor
 from zsp.registration import register_distribution
 from zsp.variables import ReusableFunction, module, parameter, reuse_variables
+
+if _TYPE_CHECKING:
+    from zsp.inference import (
+        AIS,
+        ELBO,
+        HMC,
+        MAMS,
+        MCLMC,
+        NUTS,
+        AISResult,
+        ChEES,
+        Draws,
+        EnumeratedNet,
+        History,
+        ImportanceWeightedObjective,
+        KLpq,
+        LaplaceApproximation,
+        LogDensity,
+        MovingMean,
+        Relaxation,
+        elbo,
+        enumerate_latents,
+        fit,
+        full_rank,
+        importance_weighted_objective,
+        is_loglikelihood,
+        iw_objective,
+        klpq,
+        laplace,
+        mcmc,
+        mean_field,
+        predict,
+        renyi,
+        sleep_cost,
+    )
 
 __all__ = [
     "AIS",
@@ -79,6 +82,7 @@ __all__ = [
     "fit",
     "full_rank",
     "importance_weighted_objective",
+    "inference",
     "is_loglikelihood",
     "iw_objective",
     "klpq",
@@ -97,15 +101,18 @@ __all__ = [
 
 __version__ = "0.1.0.dev0"
 
-_ON_DEMAND = ("check", "datasets", "graph", "models", "plots")
+_ON_DEMAND = ("check", "datasets", "evaluation", "graph", "models", "plots")
 
 
-def __getattr__(name: str) -> _ModuleType:
-    """``zsp.graph`` and the other modules that most programs do without are imported when they are first named."""
+def __getattr__(name: str) -> _Any:
+    """What most programs do without is imported when it is first named: ``zsp.graph``, ``zsp.NUTS``."""
     if name in _ON_DEMAND:
-        return _importlib.import_module(f"zsp.{name}")
+        return _import_module(f"zsp.{name}")
+    if name in inference.__all__:
+        value = globals()[name] = getattr(inference, name)
+        return value
     raise AttributeError(f"module 'zsp' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ON_DEMAND])
+    return sorted({*globals(), *__all__, *_ON_DEMAND})

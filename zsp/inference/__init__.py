@@ -1,62 +1,90 @@
-"""Inference: objectives and their estimators, evaluation, and the training loop."""
+"""Inference: objectives and their estimators, evaluation, sampling, and the training loop.
 
-from zsp.inference.ais import AIS, AISResult
-from zsp.inference.draws import Draws
-from zsp.inference.enumeration import EnumeratedNet, enumerate_latents
-from zsp.inference.fit import History, fit
-from zsp.inference.log_density import LogDensity
-from zsp.inference.predict import predict
-from zsp.inference.sampling.chees import ChEES
-from zsp.inference.sampling.hmc import HMC
-from zsp.inference.sampling.mams import MAMS
-from zsp.inference.sampling.mclmc import MCLMC
-from zsp.inference.sampling.mcmc import mcmc
-from zsp.inference.sampling.nuts import NUTS
-from zsp.inference.variational.elbo import ELBO, elbo
-from zsp.inference.variational.gaussian import full_rank, mean_field
-from zsp.inference.variational.importance import is_loglikelihood
-from zsp.inference.variational.importance_weighted import (
-    ImportanceWeightedObjective,
-    importance_weighted_objective,
-    iw_objective,
-    renyi,
-)
-from zsp.inference.variational.klpq import KLpq, klpq
-from zsp.inference.variational.laplace import LaplaceApproximation, laplace
-from zsp.inference.variational.moving_mean import MovingMean
-from zsp.inference.variational.relaxation import Relaxation
-from zsp.inference.variational.wake_sleep import sleep_cost
+A name's module is imported when the name is first used: a program uses few of them.
+"""
 
-__all__ = [
-    "AIS",
-    "ELBO",
-    "HMC",
-    "MAMS",
-    "MCLMC",
-    "NUTS",
-    "AISResult",
-    "ChEES",
-    "Draws",
-    "EnumeratedNet",
-    "History",
-    "ImportanceWeightedObjective",
-    "KLpq",
-    "LaplaceApproximation",
-    "LogDensity",
-    "MovingMean",
-    "Relaxation",
-    "elbo",
-    "enumerate_latents",
-    "fit",
-    "full_rank",
-    "importance_weighted_objective",
-    "is_loglikelihood",
-    "iw_objective",
-    "klpq",
-    "laplace",
-    "mcmc",
-    "mean_field",
-    "predict",
-    "renyi",
-    "sleep_cost",
-]
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+if _TYPE_CHECKING:
+    from zsp.inference.ais import AIS as AIS
+    from zsp.inference.ais import AISResult as AISResult
+    from zsp.inference.draws import Draws as Draws
+    from zsp.inference.enumeration import EnumeratedNet as EnumeratedNet
+    from zsp.inference.enumeration import enumerate_latents as enumerate_latents
+    from zsp.inference.log_density import LogDensity as LogDensity
+    from zsp.inference.predictions import predict as predict
+    from zsp.inference.sampling.chees import ChEES as ChEES
+    from zsp.inference.sampling.hmc import HMC as HMC
+    from zsp.inference.sampling.mams import MAMS as MAMS
+    from zsp.inference.sampling.mclmc import MCLMC as MCLMC
+    from zsp.inference.sampling.mcmc import mcmc as mcmc
+    from zsp.inference.sampling.nuts import NUTS as NUTS
+    from zsp.inference.training.fit import fit as fit
+    from zsp.inference.training.history import History as History
+    from zsp.inference.variational.elbo import ELBO as ELBO
+    from zsp.inference.variational.elbo import elbo as elbo
+    from zsp.inference.variational.gaussian import full_rank as full_rank
+    from zsp.inference.variational.gaussian import mean_field as mean_field
+    from zsp.inference.variational.importance import is_loglikelihood as is_loglikelihood
+    from zsp.inference.variational.importance_weighted import (
+        ImportanceWeightedObjective as ImportanceWeightedObjective,
+    )
+    from zsp.inference.variational.importance_weighted import (
+        importance_weighted_objective as importance_weighted_objective,
+    )
+    from zsp.inference.variational.importance_weighted import iw_objective as iw_objective
+    from zsp.inference.variational.importance_weighted import renyi as renyi
+    from zsp.inference.variational.klpq import KLpq as KLpq
+    from zsp.inference.variational.klpq import klpq as klpq
+    from zsp.inference.variational.laplace import LaplaceApproximation as LaplaceApproximation
+    from zsp.inference.variational.laplace import laplace as laplace
+    from zsp.inference.variational.moving_mean import MovingMean as MovingMean
+    from zsp.inference.variational.relaxation import Relaxation as Relaxation
+    from zsp.inference.variational.wake_sleep import sleep_cost as sleep_cost
+
+# what type checkers read above, for the interpreter; a test keeps the two in step
+_NAMES = {
+    "ais": ("AIS", "AISResult"),
+    "draws": ("Draws",),
+    "enumeration": ("EnumeratedNet", "enumerate_latents"),
+    "log_density": ("LogDensity",),
+    "predictions": ("predict",),
+    "sampling.chees": ("ChEES",),
+    "sampling.hmc": ("HMC",),
+    "sampling.mams": ("MAMS",),
+    "sampling.mclmc": ("MCLMC",),
+    "sampling.mcmc": ("mcmc",),
+    "sampling.nuts": ("NUTS",),
+    "training.fit": ("fit",),
+    "training.history": ("History",),
+    "variational.elbo": ("ELBO", "elbo"),
+    "variational.gaussian": ("full_rank", "mean_field"),
+    "variational.importance": ("is_loglikelihood",),
+    "variational.importance_weighted": (
+        "ImportanceWeightedObjective",
+        "importance_weighted_objective",
+        "iw_objective",
+        "renyi",
+    ),
+    "variational.klpq": ("KLpq", "klpq"),
+    "variational.laplace": ("LaplaceApproximation", "laplace"),
+    "variational.moving_mean": ("MovingMean",),
+    "variational.relaxation": ("Relaxation",),
+    "variational.wake_sleep": ("sleep_cost",),
+}
+_HOME = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(_import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,1 +1,1 @@
-"""What the training loop is made of: mini-batches, steps run eagerly or compiled, and what they measure."""
+"""The training loop and what it is made of: mini-batches, steps run eagerly or compiled, and what they measure."""

@@ -15,7 +15,7 @@ from zsp.inference.training.history import History, Means
 from zsp.inference.training.trainer import Trainer
 from zsp.tensor_like import to_tensor
 
-__all__ = ["History", "fit"]
+__all__ = ["fit"]
 
 
 def fit(
