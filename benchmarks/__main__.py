@@ -1,6 +1,6 @@
 """All benchmarks, or those named, in one table."""
 
-from benchmarks import compiled_fit, estimators, import_time, memory, node_overhead, vae_step
+from benchmarks import compiled_fit, estimators, import_time, memory, node_overhead, sgmcmc, vae_step
 from benchmarks.timing import main
 
 main(
@@ -8,6 +8,7 @@ main(
         vae_step.BENCHMARK,
         compiled_fit.BENCHMARK,
         estimators.BENCHMARK,
+        sgmcmc.BENCHMARK,
         node_overhead.BENCHMARK,
         import_time.BENCHMARK,
         memory.BENCHMARK,

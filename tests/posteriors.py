@@ -95,11 +95,11 @@ def garch(y, sigma1):
     # uniform's density is 1 / (1 - alpha1), the prior is flat
     beta1 = bn.flat("beta1", support=torch.distributions.constraints.interval(0.0, 1 - alpha1))
     shocks = alpha0 + alpha1 * (y[:-1] - mu).square()
-    # s[t]^2 = shock[t] + beta1 s[t-1]^2, written out as a sum so that no loop over time is needed
+    # s[t]^2 = shock[t] + beta1 s[t-1]^2, written out as a convolution so that no loop over time is needed
     n = len(y)
-    lag = (torch.arange(n)[:, None] - torch.arange(n)).clamp(min=0)
-    powers = torch.tril(beta1**lag)
-    variance = powers @ torch.cat([(sigma1**2).reshape(1), shocks])
+    start = torch.cat([(sigma1**2).reshape(1), shocks])
+    powers = beta1 ** torch.arange(n)
+    variance = torch.fft.irfft(torch.fft.rfft(powers, 2 * n) * torch.fft.rfft(start, 2 * n), 2 * n)[:n]
     bn.normal("r", mu.expand(n), std=variance.sqrt(), group_ndims=1)
     return bn
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compiled_fit, estimators, import_time, memory, node_overhead, vae_step
+from benchmarks import compiled_fit, estimators, import_time, memory, node_overhead, sgmcmc, vae_step
 from benchmarks.timing import Options, Row, compare, interleave, main
 from tests.inference.training.graphs import interpreted  # noqa: F401
 
@@ -15,7 +15,7 @@ ONCE = Options(repeats=1, threads=torch.get_num_threads())
 TINY = vae_step.Size(6, (5,), 2, at_most=1.15, pyro_at_least=2.5, batch=4)
 
 
-BENCHMARKS = compiled_fit, estimators, import_time, node_overhead, vae_step
+BENCHMARKS = compiled_fit, estimators, import_time, node_overhead, sgmcmc, vae_step
 
 
 @pytest.mark.parametrize("benchmark_", [module.BENCHMARK for module in BENCHMARKS])
@@ -46,6 +46,15 @@ def test_compiled_fit_without_peers(monkeypatch):
     assert missing.result == "not installed" and row.bar == "at most 0.8"
     assert row.name == "IWAE 6-5-2, K = 2: zsp.fit, compiled / hand-written"
     assert [row.result for row in compiled_fit.rows(ONCE)] == ["not run without --compile"]
+
+
+def test_sgmcmc_without_peers(monkeypatch):
+    monkeypatch.setattr(sgmcmc, "N_STEPS", 20)
+    for peer in ("posteriors", "blackjax"):
+        monkeypatch.setitem(sys.modules, peer, None)
+    rows = list(sgmcmc._rows_of("SGHMC", 2, ONCE))
+    assert [row.result for row in rows[:2]] == ["not installed"] * 2
+    assert rows[2].name == "SGHMC, 2 chains, 20 steps: zsp, eager / hand-written" and rows[2].bar == "at most 1.1"
 
 
 def test_estimators_without_pyro(monkeypatch):

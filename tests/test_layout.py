@@ -26,6 +26,7 @@ LAYERS = (
         "zsp.variables",
     ),
     ("zsp.inference",),
+    ("zsp.evaluation",),
     ("zsp.plots",),
     ("zsp.check",),
     ("zsp",),  # zsp/__init__.py: the public names, by which models and all below them go

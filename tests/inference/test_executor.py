@@ -206,3 +206,15 @@ def test_a_function_that_keeps_its_tensors_is_an_error(keep):
     kept = Kept()
     with pytest.raises(KeptTensorError, match="keeps tensors that it makes, in an attribute, a list or a global"):
         trace(lambda x: (keep(kept, x), x + 1)[1], torch.randn(3))
+
+
+def test_the_same_function_is_compiled_once(tmp_path, monkeypatch):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    x, y = torch.randn(2, 5, dtype=torch.float64)
+    for n_found in (0, 1):
+        before = counters["inductor"]["fxgraph_cache_hit"]
+        function = CompiledFunction(lambda x: torch.sin(x) * y.exp(), x)  # another function, with the same operations
+        assert counters["inductor"]["fxgraph_cache_hit"] == before + n_found
+        torch.testing.assert_close(function(x), torch.sin(x) * y.exp())

@@ -276,3 +276,10 @@ def test_nothing_to_predict():
 
     with pytest.raises(ValueError, match=r"nothing to predict.*\('w', 'y'\) are given"):
         zsp.predict(plain(), {"w": torch.zeros(3)}, {"y": torch.tensor(0.0)})
+
+
+def test_a_variational_net_that_declares_no_axis_is_not_repeated_as_if_it_were_many_draws():
+    model = regression(torch.ones(4, 2))
+    q = zsp.mean_field(model, {"y": torch.zeros(4)})
+    with pytest.raises(ValueError, match="declares no sample axis"):
+        zsp.predict(model, q, n_samples=5)

@@ -21,6 +21,15 @@ if _TYPE_CHECKING:
     from zsp.inference.sampling.mclmc import MCLMC as MCLMC
     from zsp.inference.sampling.mcmc import mcmc as mcmc
     from zsp.inference.sampling.nuts import NUTS as NUTS
+    from zsp.inference.sampling.stochastic.control_variates import ControlVariates as ControlVariates
+    from zsp.inference.sampling.stochastic.psgld import PSGLD as PSGLD
+    from zsp.inference.sampling.stochastic.running import RunningPredictions as RunningPredictions
+    from zsp.inference.sampling.stochastic.schedules import CyclicalSchedule as CyclicalSchedule
+    from zsp.inference.sampling.stochastic.schedules import PolynomialSchedule as PolynomialSchedule
+    from zsp.inference.sampling.stochastic.schedules import Stage as Stage
+    from zsp.inference.sampling.stochastic.sghmc import SGHMC as SGHMC
+    from zsp.inference.sampling.stochastic.sgld import SGLD as SGLD
+    from zsp.inference.sampling.stochastic.sgnht import SGNHT as SGNHT
     from zsp.inference.training.fit import fit as fit
     from zsp.inference.training.history import History as History
     from zsp.inference.variational.elbo import ELBO as ELBO
@@ -57,6 +66,13 @@ _NAMES = {
     "sampling.mclmc": ("MCLMC",),
     "sampling.mcmc": ("mcmc",),
     "sampling.nuts": ("NUTS",),
+    "sampling.stochastic.control_variates": ("ControlVariates",),
+    "sampling.stochastic.psgld": ("PSGLD",),
+    "sampling.stochastic.running": ("RunningPredictions",),
+    "sampling.stochastic.schedules": ("CyclicalSchedule", "PolynomialSchedule", "Stage"),
+    "sampling.stochastic.sghmc": ("SGHMC",),
+    "sampling.stochastic.sgld": ("SGLD",),
+    "sampling.stochastic.sgnht": ("SGNHT",),
     "training.fit": ("fit",),
     "training.history": ("History",),
     "variational.elbo": ("ELBO", "elbo"),

@@ -120,6 +120,7 @@ class Draws(Mapping[str, Tensor]):
             :func:`zsp.mcmc` are computed when they are first looked at, since they may be larger than the draws.
         observed: observed node's name -> its value.
         warmup: the draws made while the kernel adapted, if they were kept; of the same nodes and chains.
+        seconds: part of the run -> how long it took; :func:`zsp.mcmc` tells of "warmup", "sampling" and "compile".
 
     Attributes:
         info: see :class:`Info`.
@@ -127,6 +128,7 @@ class Draws(Mapping[str, Tensor]):
         log_likelihood: as given, {} where there is none.
         observed: as given, {} where there is none.
         warmup: as given.
+        seconds: as given, {} where nothing was; of the whole run also in a part of its draws.
         n_chains: the number of chains.
         n_draws: the number of draws of each chain.
 
@@ -143,6 +145,7 @@ class Draws(Mapping[str, Tensor]):
         log_likelihood: Mapping[str, Tensor] | None = None,
         observed: Mapping[str, Tensor] | None = None,
         warmup: Draws | None = None,
+        seconds: Mapping[str, float] | None = None,
     ) -> None:
         self._values = _detached(values)
         self.info = Info(_detached(info))
@@ -154,6 +157,7 @@ class Draws(Mapping[str, Tensor]):
             self.log_likelihood = _detached(log_likelihood or {})
         self.observed = _detached(observed or {})
         self.warmup = warmup
+        self.seconds = dict(seconds or {})
         self.n_chains, self.n_draws = self._check()
         self._statistics: dict[str, tuple[Any, dict[str, Tensor]]] = {}
 
@@ -324,6 +328,7 @@ class Draws(Mapping[str, Tensor]):
             log_likelihood=self._with_log_likelihood(lambda: part(self.log_likelihood)),
             observed=self.observed,
             warmup=None if self.warmup is None else self.warmup.select(chains=chains),
+            seconds=self.seconds,
         )
 
     def thin(self, step: int) -> Draws:
@@ -352,7 +357,7 @@ class Draws(Mapping[str, Tensor]):
                 where they are other chains: the warm-up is kept where all parts have it.
 
         Returns:
-            New draws. The observed values are those of the first part.
+            New draws. The observed values are those of the first part, the seconds those of all.
 
         Raises:
             ValueError: if the parts are not of the same nodes and reports, or their shapes do not fit.
@@ -372,6 +377,10 @@ class Draws(Mapping[str, Tensor]):
                     )
             return {name: torch.cat([part[name] for part in tensors], axis) for name in tensors[0]}
 
+        seconds: dict[str, float] = {}
+        for part in parts:
+            for name, value in part.seconds.items():
+                seconds[name] = seconds.get(name, 0.0) + value
         warmup = first.warmup
         if along == "chain":
             warmups = [part.warmup for part in parts if part.warmup is not None]
@@ -385,6 +394,7 @@ class Draws(Mapping[str, Tensor]):
             ),
             observed=first.observed,
             warmup=warmup,
+            seconds=seconds,
         )
 
     # -- files and ArviZ --------------------------------------------------------------------------------------------
@@ -403,7 +413,7 @@ class Draws(Mapping[str, Tensor]):
         if self.warmup is not None:
             groups |= self.warmup._groups("warmup_")
             deterministic["warmup_"] = self.warmup.deterministic
-        write_tensors(path, KIND, groups, {"deterministic": deterministic})
+        write_tensors(path, KIND, groups, {"deterministic": deterministic, "seconds": self.seconds})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Draws:
@@ -431,6 +441,7 @@ class Draws(Mapping[str, Tensor]):
                 log_likelihood=log_likelihood,
                 observed=observed,
                 warmup=warmup,
+                seconds=facts.get("seconds"),  # files of older versions have none
             )
 
         return part("", part("warmup_", None) if "warmup_" in deterministic else None)

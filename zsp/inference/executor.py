@@ -21,6 +21,16 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from zsp.inference.graph_rewrites import (
+    fold_constants,
+    fold_fixed_constants,
+    group_logarithms,
+    lift_constants,
+    mutates,
+    unique_outputs,
+    widen_products,
+)
+
 __all__ = ["CompileError", "CompiledFunction", "KeptTensorError", "Trace", "TracedFunction", "is_traced", "trace"]
 
 
@@ -60,7 +70,7 @@ class Trace(NamedTuple):
     def changed(self) -> list[int]:
         """The indices of those inputs of the graph that it changes in place."""
         inputs = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
-        changed = {node.args[0] for node in self.graph.graph.nodes if _mutates(node)}
+        changed = {node.args[0] for node in self.graph.graph.nodes if mutates(node)}
         return [i for i, node in enumerate(inputs) if node in changed]
 
 
@@ -81,7 +91,7 @@ class TracedFunction:
         traced = trace(function, *examples, for_compiler=False)
         self._constants = traced.constants
         with torch.no_grad():
-            _compute_once(traced.graph, self._constants)
+            fold_constants(traced.graph, self._constants)
         self._forward = traced.graph.forward
 
     @torch.no_grad()
@@ -100,6 +110,8 @@ class CompiledFunction:
         function: a function without branches on data. It may differentiate inside, and change its arguments, and what
             it closes over, in place; arguments that it changes must be contiguous.
         *examples: arguments as it will be called with.
+        is_closure_fixed: whether what it closes over keeps its values, so that what follows from these alone is
+            computed once; otherwise their values may change in place between calls.
 
     Attributes:
         n_operations: the number of operations in its graph, before they are fused.
@@ -110,14 +122,20 @@ class CompiledFunction:
 
     n_operations: int
 
-    def __init__(self, function: Callable[..., Any], *examples: Any) -> None:
+    def __init__(self, function: Callable[..., Any], *examples: Any, is_closure_fixed: bool = False) -> None:
         traced = trace(function, *examples)
         self._constants, self._out = [constant.detach() for constant in traced.constants], traced.structure
+        with _explained():
+            group_logarithms(traced.graph)
+            if is_closure_fixed:
+                widen_products(traced.graph)
+                with torch.no_grad():
+                    self._constants = fold_fixed_constants(traced.graph, self._constants)
         self._changed = traced.changed
         self.n_operations = traced.n_operations
         leaves = [_stand_in(leaf) for leaf in tree_flatten(examples)[0]]
         with _explained():
-            self._sources = _unique_outputs(traced.graph)
+            self._sources = unique_outputs(traced.graph)
             self._code = _lower(traced.graph, [*leaves, *self._constants])
 
     @staticmethod
@@ -213,8 +231,8 @@ def _trace(function: Callable[..., Any], leaves: Sequence[Tensor], structure: Tr
     graph = make_graph(flat, leaves)
     watch.require_nothing_kept()
     _require_static(graph)
-    constants = _lift_constants(graph, len(leaves))
-    if any(_mutates(node) for node in graph.graph.nodes):
+    constants = lift_constants(graph, len(leaves))
+    if any(mutates(node) for node in graph.graph.nodes):
         graph = make_graph(torch.func.functionalize(graph, remove="mutations"), [*leaves, *constants])
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -300,114 +318,17 @@ def _power_of_number(base: float, exponent: Tensor) -> Tensor:
     return torch.pow(torch.full((), base, dtype=dtype, device=exponent.device), exponent)
 
 
-def _mutates(node: torch.fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
-def _lift_constants(graph: torch.fx.GraphModule, n_inputs: int) -> list[Tensor]:
-    """Make the tensors that the graph holds its last inputs, and return them."""
-    lifted: dict[int, torch.fx.Node] = {}
-    constants: list[Tensor] = []
-    nodes = list(graph.graph.nodes)
-    last = nodes[n_inputs - 1] if n_inputs else None
-    for node in nodes:
-        if node.op != "get_attr":
-            continue
-        value = getattr(graph, node.target)
-        if id(value) not in lifted:
-            with graph.graph.inserting_after(last):
-                last = graph.graph.placeholder(f"constant_{len(constants)}")
-            last.meta = node.meta
-            lifted[id(value)] = last
-            constants.append(value)
-        node.replace_all_uses_with(lifted[id(value)])
-        graph.graph.erase_node(node)
-    graph.recompile()
-    return constants
-
-
-def _compute_once(graph: torch.fx.GraphModule, constants: Sequence[Tensor]) -> None:
-    """Compute now what is the same in every call: what depends on no value of an input, and views of constants.
-
-    Such are the ones that a gradient begins with, and all that is multiplied with them; a matrix transposed.
-    """
-    aten = torch.ops.aten
-    nodes = graph.graph.nodes
-    placeholders = [node for node in nodes if node.op == "placeholder"]
-    given = dict(zip(placeholders[len(placeholders) - len(constants) :], constants, strict=True)) if constants else {}
-    computed: dict[torch.fx.Node, Tensor] = {}  # as values, or as views of constants
-    is_view: set[torch.fx.Node] = set(given)
-    for node in list(nodes):
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        if node.target is aten.detach.default:
-            node.replace_all_uses_with(node.args[0])
-            continue
-        schema, inputs = node.target._schema, node.all_input_nodes
-        tags = node.target.tags
-        if schema.is_mutable or torch.Tag.nondeterministic_seeded in tags or len(schema.returns) != 1:
-            continue
-        value = node.meta.get("val")
-        if not isinstance(value, Tensor):
-            continue
-        if node.target is aten.ones_like.default:
-            computed[node] = torch.ones(value.shape, dtype=value.dtype, device=value.device)
-        elif any(source in is_view for source in inputs):
-            # the constants' values may change, so that only views of them are the same
-            if len(inputs) == 1 and schema.returns[0].alias_info is not None:
-                computed[node] = _evaluate(node, {**given, **computed})
-                is_view.add(node)
-        elif all(source in computed for source in inputs):
-            computed[node] = _evaluate(node, computed)
-    for i, (node, tensor) in enumerate(computed.items()):
-        if any(user not in computed for user in node.users):
-            graph.register_buffer(f"computed_{i}", tensor)
-            with graph.graph.inserting_before(node):
-                node.replace_all_uses_with(graph.graph.get_attr(f"computed_{i}"))
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-
-
-def _evaluate(node: torch.fx.Node, values: dict[torch.fx.Node, Tensor]) -> Tensor:
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-    result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-    return result
-
-
-def _unique_outputs(graph: torch.fx.GraphModule) -> list[tuple[bool, int]]:
-    """Make the graph return each of its results once and none of its inputs, and say where each output is then found.
-
-    Inductor takes for granted that the results of a graph are tensors of their own.
-
-    Returns:
-        For each output whether the graph makes it, and its index among the graph's results or inputs.
-    """
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    made: list[torch.fx.Node] = []
-    sources = []
-    for node in output.args[0]:
-        if node in inputs:
-            sources.append((False, inputs.index(node)))
-        else:
-            if node not in made:
-                made.append(node)
-            sources.append((True, made.index(node)))
-    output.args = (tuple(made),)
-    graph.recompile()
-    return sources
-
-
 def _lower(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     """The graph as Inductor's code."""
     import torch._inductor.config as config
     from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-    mode = FakeTensorMode()
+    # all shapes are static, but without an environment for those that are not Inductor keeps no graph in its cache
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     fakes = [mode.from_tensor(example.detach()) for example in examples]
     FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*fakes)
     on_cpu = all(example.device.type == "cpu" for example in examples)

@@ -153,7 +153,10 @@ class LogDensity:
         if way is None or position.shape[-1] != self.n_dims or position.dtype != self.dtype:
             self.layout.check(position)
             way = self._choose(chain)
-        return self._direct(position, chain) if way is Way.BROADCAST else self._mapped(position)
+        if way is Way.BROADCAST:
+            # of one chain, what is summed over everything is right, but for its shape
+            return self._direct(position, chain).expand(chain)
+        return self._mapped(position)
 
     def prepare(self, chain: int | tuple[int, ...] = ()) -> LogDensity:
         """Find out how to run over chains of this shape; needed before ``torch.compile``, which cannot.

@@ -23,7 +23,7 @@ from zsp.meta_bayesian_net import MetaBayesianNet
 from zsp.node import Node, Unavailable
 from zsp.tensor_like import to_tensor
 
-__all__ = ["predict"]
+__all__ = ["chunks_of_draws", "predict"]
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def predict(
     n_done = 0
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        for axes, latents in _chunks(draws, observed, n_samples, chunk):
+        for axes, latents in chunks_of_draws(draws, observed, n_samples, chunk):
             if wanted is None or not n_done:
                 first = {name: value[0] for name, value in latents.items()}
                 wanted = _nodes_to_return(meta_bn, observed, first, wanted, _known_data(draws))
@@ -119,7 +119,7 @@ def _execute(
 # -- draws of the latents ---------------------------------------------------------------------------------------------
 
 
-def _chunks(
+def chunks_of_draws(
     draws: Draws | Variational | Mapping[str, Any],
     observed: Mapping[str, Any],
     n_samples: int | None,
@@ -154,7 +154,7 @@ def _chunks_of_net(
     while axes is None or n_done < axes.numel():
         left = None if axes is None else axes.numel() - n_done  # without n_samples, one execution says how many
         bn = execute_variational(variational, observed, None if left is None else (min(chunk or left, left),))
-        own = bn._sample_axes()
+        own = bn._sample_axes() if any(node.with_samples for node in bn._stochastic_nodes()) else ()
         if not own:
             raise ValueError(
                 "the variational net declares no sample axis, so that it holds one draw only. Declare it with "

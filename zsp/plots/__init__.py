@@ -12,6 +12,7 @@ from zsp.plots.images import image_grid, reconstructions
 from zsp.plots.pairs import pair
 from zsp.plots.points import latent_space
 from zsp.plots.ranks import calibration, rank, rank_ecdf
+from zsp.plots.reliability import reliability
 from zsp.plots.traces import trace
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "rank",
     "rank_ecdf",
     "reconstructions",
+    "reliability",
     "trace",
 ]

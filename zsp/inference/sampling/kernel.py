@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from zsp.inference.executor import CompileError, TracedFunction, is_traced
 from zsp.inference.sampling.arrays import Array, library, to_numpy, to_torch
+from zsp.inference.sampling.factorizations import FailuresAreNaN
 from zsp.inference.sampling.metric import MASS_ESTIMATES, MASS_MATRICES, Diagonal, Identity, Metric
 from zsp.inference.sampling.packing import Packing
 from zsp.inference.sampling.step_size import DualAveraging, find_step_size
@@ -67,9 +68,16 @@ class Density:
             return value, gradient
         position = position.detach().requires_grad_()
         with torch.enable_grad():
-            value = self._log_density(position)
+            value = self._value(position)
             (gradient,) = torch.autograd.grad(value.sum(), position)
         return value.detach(), gradient
+
+    def _value(self, position: Tensor) -> Tensor:
+        if not is_traced():
+            with contextlib.suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+                return self._log_density(position)
+        with FailuresAreNaN():  # it costs some time an operation, which a graph does not have
+            return self._log_density(position)
 
 
 class Tuning(NamedTuple):

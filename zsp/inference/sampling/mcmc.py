@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +14,17 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from zsp.execution import checked
 from zsp.inference.draws import Deferred, Draws
 from zsp.inference.log_density import LogDensity
 from zsp.inference.sampling import metric as metrics
+from zsp.inference.sampling.beginning import find_beginning
 from zsp.inference.sampling.checkpoint import read_checkpoint, write_checkpoint
 from zsp.inference.sampling.kernel import Density, Kernel, Transitions, Tuning
-from zsp.inference.sampling.metric import Identity, Metric, Moments, estimate_metric
+from zsp.inference.sampling.metric import Metric, Moments, estimate_metric, unit_metric
 from zsp.inference.sampling.runner import Runner
+from zsp.inference.sampling.stochastic.kernel import StochasticGradientKernel
+from zsp.inference.sampling.stochastic.run import sample_with_minibatches
+from zsp.inference.sampling.stochastic.running import RunningPredictions
 from zsp.inference.sampling.warmup import Window, schedule
 from zsp.inference.variational.objective import LogJoint
 
@@ -32,15 +36,12 @@ COMPILED_FROM = 1000
 CHUNK = 2_000_000
 """Numbers of draws that are mapped to the constrained space at a time."""
 
-N_TRIES = 100
-"""Random beginnings that are tried for a chain whose log density is not finite."""
-
 
 def mcmc(
     meta_bn: LogJoint,
-    observed: Mapping[str, Any],
+    observed: Mapping[str, Any] | Iterable[Any],
     *,
-    kernel: Kernel,
+    kernel: Kernel | StochasticGradientKernel,
     n_samples: int = 1000,
     n_warmup: int = 1000,
     n_chains: int = 4,
@@ -55,6 +56,9 @@ def mcmc(
     resume: bool = False,
     progress: bool = True,
     compile: bool | str = "auto",
+    batch_size: int | None = None,
+    predict: RunningPredictions | None = None,
+    control_variates: Mapping[str, Any] | None = None,
 ) -> Draws:
     r"""Draws from a posterior by Markov chain Monte Carlo, all chains at once.
 
@@ -69,9 +73,22 @@ def mcmc(
     In the warm-up, step sizes are adapted for each chain and the mass matrix from the draws of all chains together, in
     windows (Stan's schedule); a chain that is faster than the others goes on meanwhile. Then both stay as they are.
 
+    The stochastic-gradient kernels (:class:`zsp.SGLD`, :class:`zsp.PSGLD`, :class:`zsp.SGHMC`, :class:`zsp.SGNHT`) take
+    one mini-batch a step, all chains the same::
+
+        draws = zsp.mcmc(model, {"x": x, "y": y}, batch_size=100, kernel=zsp.SGHMC(1e-6), n_chains=20)
+        draws = zsp.mcmc(model, loader, kernel=zsp.SGHMC(1e-6), n_chains=20)
+
+    The nodes that a mini-batch observes say with ``total_size`` how many data there are. The warm-up is then burn-in:
+    nothing is adapted in it that would not be adapted after it. The draws are of the latents only, for other nodes
+    depend on the mini-batch: see :func:`zsp.predict` and ``predict``.
+
     Args:
         meta_bn: the model, or a callable from one dict of values, latents and observed ones merged, to the log joint.
-        observed: node name -> value; a key that names a parameter of the model function rebinds that input.
+        observed: node name -> value; a key that names a parameter of the model function rebinds that input. For the
+            stochastic-gradient kernels also an iterable of such mappings, mini-batches, which is begun anew when it
+            ends, a DataLoader for example. To resume, it must give the same mini-batches from the same state of torch's
+            random numbers.
         kernel: what makes the transitions, for example ``zsp.NUTS()``.
         n_samples: draws that are kept of every chain.
         n_warmup: transitions of every chain before them, at least.
@@ -90,11 +107,19 @@ def mcmc(
         resume: whether to go on from ``checkpoint`` where that file exists; the result is that of a run that was not
             stopped, bit for bit.
         progress: whether to show a progress bar.
-        compile: whether to compile the kernel's steps; "auto" does for runs of at least 1,000 transitions. What cannot
-            be compiled runs eagerly, with a warning that says why.
+        compile: whether to compile the kernel's steps; "auto" does for runs of at least 1,000 transitions, or 50,000
+            steps of a stochastic-gradient kernel. What cannot be compiled runs eagerly, with a warning that says why.
+        batch_size: for the stochastic-gradient kernels, of the mini-batches of random rows of all tensors in
+            ``observed``; default all of them in every step.
+        predict: for the stochastic-gradient kernels, predictions to average over all draws; the last draw alone is then
+            kept, for models whose draws would be too large.
+        control_variates: for the stochastic-gradient kernels, latent name -> value, a point near the mode at which the
+            gradient of all data is computed once, so that mini-batches have less noise near it; see
+            :class:`zsp.ControlVariates`.
 
     Returns:
-        The draws. After a KeyboardInterrupt those made so far, with a warning.
+        The draws, and in ``draws.seconds`` how long warm-up, sampling and compiling took. After a KeyboardInterrupt
+        the draws made so far, with a warning.
 
     Raises:
         ValueError: if a latent cannot be sampled, shapes or names do not fit, no beginning with a finite log density is
@@ -104,12 +129,22 @@ def mcmc(
         n_samples=(n_samples, 1), n_warmup=(n_warmup, 0), n_chains=(n_chains, 1), thin=(thin, 1),
         checkpoint_every=(checkpoint_every, 1),
     )  # fmt: skip
-    if not isinstance(kernel, Kernel):
+    if not isinstance(kernel, Kernel | StochasticGradientKernel):
         raise TypeError(f"kernel must be a kernel such as zsp.NUTS(), got {kernel!r}.")
     if resume and checkpoint is None:
         raise ValueError("resume=True needs the checkpoint file to go on from: checkpoint=path.")
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile must be True, False or 'auto', got {compile!r}.")
+    if isinstance(kernel, StochasticGradientKernel):
+        return sample_with_minibatches(
+            meta_bn, observed, kernel=kernel, batch_size=batch_size, predict=predict,
+            control_variates=control_variates, n_samples=n_samples, n_warmup=n_warmup, n_chains=n_chains, seed=seed,
+            init=init, latents=latents, supports=supports, thin=thin, keep_warmup=keep_warmup, checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every, resume=resume, progress=progress, compile=compile,
+        )  # fmt: skip
+    observed = _require_all_data(
+        kernel, observed, batch_size=batch_size, predict=predict, control_variates=control_variates
+    )
     log_density = LogDensity(meta_bn, observed, latents=latents, supports=supports)
     is_compiled = n_warmup + n_samples * thin >= COMPILED_FROM if compile == "auto" else bool(compile)
     run = _Run(
@@ -119,6 +154,18 @@ def mcmc(
     draws = run.draws(observed)
     draws.warn(stacklevel=3)
     return draws
+
+
+def _require_all_data(kernel: Kernel, observed: Any, **for_minibatches: Any) -> Mapping[str, Any]:
+    """What was observed, all of it."""
+    name = next((name for name, value in for_minibatches.items() if value is not None), None)
+    if isinstance(observed, Mapping) and name is None:
+        return observed
+    what = f"{name}=" if name else "an iterable of mini-batches"
+    raise TypeError(
+        f"{type(kernel).__name__} needs the gradient of all data in every step, but got {what}. Give observed as one "
+        "mapping of all data, or take a kernel for mini-batches: zsp.SGHMC(learning_rate), zsp.SGLD(learning_rate)."
+    )
 
 
 def _require_numbers(**numbers: tuple[int, int]) -> None:
@@ -176,59 +223,22 @@ class _Run:
             "thin": thin, "keep_warmup": keep_warmup, "is_compiled": is_compiled,
             "latents": {name: list(shape) for name, shape in log_density.shapes.items()},
         }  # fmt: skip
-        self._position = self._beginning(init)
+        self._position = find_beginning(log_density, self._density, n_chains, init, self._generator)
         self._first_log_density = self._density(self._position)[0]
-        self._metric: Metric = Identity()
+        self._metric: Metric = unit_metric(
+            kernel.mass_matrix if kernel.adapts_mass else "identity", self._position
+        )
         self._window = 0
         self._count = torch.zeros(n_chains, dtype=torch.int64, device=log_density.device)
         self._moments = self._new_moments()
         self._n_divergent = 0
+        self._seconds = {"warmup": 0.0, "sampling": 0.0, "compile": 0.0}
         step_size = torch.full((n_chains,), kernel.step_size, dtype=self._position.dtype, device=log_density.device)
         if kernel.adapt_step_size and n_warmup:
             step_size = self._search(step_size)
         self._begin(kernel.start_adaptation(step_size, self._position))
 
     # -- beginnings -------------------------------------------------------------------------------------------------
-
-    def _beginning(self, init: Mapping[str, Any] | None) -> Tensor:
-        """Where the chains begin, unconstrained; with a finite log density and gradient."""
-        if init is not None:
-            position = self._log_density.unconstrain(init)
-            if position.shape[:-1] != (self._n_chains,):
-                raise ValueError(
-                    f"init must hold a value for each of the {self._n_chains} chains, [chain, *shape], but its chain "
-                    f"axes are {list(position.shape[:-1])}."
-                )
-            is_good = self._is_good(position)
-        else:
-            position = self._log_density.initial(self._n_chains, generator=self._generator)
-            is_good = self._is_good(position)
-            for _ in range(N_TRIES):
-                if is_good.all():
-                    break
-                again = self._log_density.initial(self._n_chains, generator=self._generator)
-                position = torch.where(is_good[:, None], position, again)
-                is_good = self._is_good(position)
-        if not is_good.all():
-            self._explain(position[~is_good][0], is_given=init is not None)
-        return position
-
-    def _is_good(self, position: Tensor) -> Tensor:
-        value, gradient = self._density(position)
-        return value.isfinite() & gradient.isfinite().all(-1)
-
-    def _explain(self, position: Tensor, is_given: bool) -> None:
-        value = self._log_density(position).item()
-        where = "where init lets a chain begin" if is_given else f"in {N_TRIES} tries of a random beginning"
-        try:
-            with checked(), torch.no_grad():
-                self._log_density.evaluate(position)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"the log density or its gradient is not finite {where}: {error}") from error
-        raise ValueError(
-            f"the log density ({value:g}) or its gradient is not finite {where}. Give a beginning with init={{...}}, "
-            "or look for what is infinite in the model there."
-        )
 
     def _search(self, first: Tensor) -> Tensor:
         momentum = torch.randn(
@@ -259,7 +269,7 @@ class _Run:
         with self._bar(progress) as bar:
             try:
                 while self._window < len(self._windows):
-                    self._block()
+                    self._timed_block()
                     bar.update(self._n_made() - bar.n)
                     bar.set_postfix(self._postfix(), refresh=False)
                     if checkpoint is not None and self._n_made() - written >= checkpoint_every:
@@ -267,6 +277,15 @@ class _Run:
                         write_checkpoint(checkpoint, self._content())
             except KeyboardInterrupt:
                 self._interrupt()
+
+    def _timed_block(self) -> None:
+        """A block of steps, and how long it took, without what was compiled for it."""
+        part = "warmup" if self._window < len(self._windows) - 1 else "sampling"
+        start, compiled_before = time.perf_counter(), self._runner.compile_seconds
+        self._block()
+        compiling = self._runner.compile_seconds - compiled_before
+        self._seconds["compile"] += compiling
+        self._seconds[part] += time.perf_counter() - start - compiling
 
     def _block(self) -> None:
         """A block of steps, and the end of the window if every chain has made its transitions."""
@@ -349,6 +368,7 @@ class _Run:
             "count": self._count,
             "position": self._position,
             "n_divergent": self._n_divergent,
+            "seconds": self._seconds,
             "random": self._generator.get_state(),
             "metric": (type(self._metric).__name__, list(self._metric)),
             "state": tree_flatten(self._state)[0],
@@ -362,6 +382,7 @@ class _Run:
         self._count = content["count"]
         self._position = content["position"]
         self._n_divergent = content["n_divergent"]
+        self._seconds = content["seconds"]
         self._generator.set_state(content["random"])
         name, leaves = content["metric"]
         self._metric = getattr(metrics, name)(*leaves)
@@ -398,6 +419,7 @@ class _Run:
             log_likelihood=Deferred(lambda: log_density.evaluate(position, chunk_size=chunk).log_likelihood),
             observed=observed,
             warmup=warmup,
+            seconds=self._seconds,
         )
 
     @contextmanager

@@ -25,6 +25,7 @@ __all__ = [
     "Metric",
     "Moments",
     "estimate_metric",
+    "unit_metric",
 ]
 
 
@@ -93,7 +94,7 @@ class Dense(NamedTuple):
 
 
 class LowRank(NamedTuple):
-    r""":math:`L = \mathrm{diag}(s) (I + U (\mathrm{diag}(r) - I) U^\top)`, U orthonormal with few columns."""
+    r""":math:`L = \mathrm{diag}(s) (I + U (\mathrm{diag}(r) - I) U^\top)`; the columns of U are orthonormal or zero."""
 
     scale: Tensor  # [D]
     directions: Tensor  # [D, k]
@@ -123,6 +124,23 @@ Metric = Identity | Diagonal | Dense | LowRank
 
 MASS_MATRICES = ("diagonal", "dense", "low_rank", "identity")
 MASS_ESTIMATES = ("gradients", "draws")
+MAX_RANK = 32
+
+
+def unit_metric(mass_matrix: str, position: Tensor) -> Metric:
+    """M = I, for positions [chain, D] like the given, in the form that estimates of this kind have.
+
+    Code that is compiled for it serves the estimates that follow.
+    """
+    ones = torch.ones_like(position[0])
+    if mass_matrix == "diagonal":
+        return Diagonal(ones)
+    if mass_matrix == "dense":
+        return Dense(ones.diag())
+    if mass_matrix == "low_rank":
+        rank = min(MAX_RANK, len(ones))
+        return LowRank(ones, ones.new_zeros(len(ones), rank), ones[:rank])
+    return Identity()
 
 
 class Moments:
@@ -197,11 +215,11 @@ def estimate_metric(moments: Moments, mass_matrix: str, mass_estimate: str, dtyp
         return Dense((scale[:, None] * torch.linalg.cholesky(standard)).to(dtype))
     values, vectors = torch.linalg.eigh(standard)
     order = values.log().abs().argsort(descending=True)[:MAX_RANK]
-    order = order[values[order].log().abs() > LOG_STRETCH]
-    return LowRank(scale.to(dtype), vectors[:, order].to(dtype), values[order].sqrt().to(dtype))
+    matters = values[order].log().abs() > LOG_STRETCH
+    directions, stretch = vectors[:, order] * matters, torch.where(matters, values[order].sqrt(), 1.0)
+    return LowRank(scale.to(dtype), directions.to(dtype), stretch.to(dtype))
 
 
-MAX_RANK = 32
 LOG_STRETCH = 0.7  # directions in which the standardised variance is within a factor of two of 1 are left alone
 
 

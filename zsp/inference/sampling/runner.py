@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from typing import Any
 
@@ -31,6 +32,9 @@ class Runner:
         density: the log density, packed.
         generator: of the random numbers.
         is_compiled: whether to compile; what cannot be compiled runs eagerly, with a warning that says why.
+
+    Attributes:
+        compile_seconds: how long compiling has taken so far.
     """
 
     def __init__(self, kernel: Kernel, density: Density, generator: torch.Generator, is_compiled: bool) -> None:
@@ -38,9 +42,10 @@ class Runner:
         self._density = density
         self._generator = generator
         self.is_compiled = is_compiled
+        self.compile_seconds = 0.0
         self._is_traced = False
         self._steps_per_call = 0
-        self._compiled: dict[TreeSpec, tuple[CompiledFunction, TreeSpec]] = {}
+        self._compiled: dict[Any, tuple[CompiledFunction, TreeSpec]] = {}
 
     def block(self, state: Any, position: Tensor, tuning: Tuning) -> tuple[Any, Transitions | None]:
         """The state after a block of steps.
@@ -85,12 +90,14 @@ class Runner:
 
     def _function(self, state: Any, noise: Any, tuning: Tuning) -> tuple[CompiledFunction, TreeSpec] | None:
         """The compiled function for a metric of this kind, and the structure of the transitions it returns."""
-        structure = tree_flatten(tuning)[1]
-        if structure not in self._compiled:
+        leaves, structure = tree_flatten(tuning)
+        kind = structure, *[leaf.shape for leaf in leaves]
+        if kind not in self._compiled:
+            start = time.perf_counter()
             try:
                 if not self._steps_per_call:
                     self._steps_per_call = self._choose_steps_per_call(state, noise, tuning)
-                self._compiled[structure] = self._compile(state, noise, tuning)
+                self._compiled[kind] = self._compile(state, noise, tuning)
             except CompileError as error:
                 warnings.warn(
                     f"zsp.mcmc runs without compiled code, since the log density cannot be compiled: {error}. "
@@ -99,7 +106,9 @@ class Runner:
                 )
                 self.is_compiled = False
                 return None
-        return self._compiled[structure]
+            finally:
+                self.compile_seconds += time.perf_counter() - start
+        return self._compiled[kind]
 
     def _choose_steps_per_call(self, state: Any, noise: Any, tuning: Tuning) -> int:
         """The largest power of two for which a call is not too large to compile; it depends on the model alone."""
@@ -128,7 +137,7 @@ class Runner:
             return state, stacked
 
         example = tree_map(lambda leaf: leaf[:n_steps], noise)
-        return CompiledFunction(steps, state, example, tuning), structures[0]
+        return CompiledFunction(steps, state, example, tuning, is_closure_fixed=True), structures[0]
 
     def _compiled_block(
         self, function: tuple[CompiledFunction, TreeSpec], state: Any, noise: Any, tuning: Tuning

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten
 
-__all__ = ["Batches", "Chunk", "Epoch", "batches_of"]
+__all__ = ["Batches", "Chunk", "Epoch", "batches_of", "pick_rows"]
 
 
 class Chunk:
@@ -110,10 +110,11 @@ class _Rows:
         rows = self._order[self._start : self._start + n_rows].view(n_steps, -1)
         self._start += n_rows
         flat = [*self._leaves[:-1], rows], self._structure
-        return Chunk((self._data, rows), n_steps, _pick_rows, n_rows < self._size, flat)
+        return Chunk((self._data, rows), n_steps, pick_rows, n_rows < self._size, flat)
 
 
-def _pick_rows(arguments: tuple[dict[str, Tensor], Tensor], step: int) -> dict[str, Tensor]:
+def pick_rows(arguments: tuple[dict[str, Tensor], Tensor], step: int) -> dict[str, Tensor]:
+    """A mini-batch of ``(data, rows)``: those of each tensor in the data that ``rows`` [step, size] names."""
     data, rows = arguments
     return {name: value[rows[step].to(value.device)] for name, value in data.items()}
 

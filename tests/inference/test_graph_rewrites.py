@@ -1,0 +1,130 @@
+"""Rewritten graphs compute what the functions do, and have the form they are to have."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from zsp.inference import graph_rewrites
+from zsp.inference.executor import CompiledFunction, trace
+
+aten = torch.ops.aten
+
+
+def targets(graph):
+    return [node.target for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def logistic(logits, labels):
+    return -F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(64,), (3, 1000), (2, 4, 784)])
+def test_a_logistic_likelihood_takes_one_logarithm_for_a_group(dtype, shape):
+    logits = 30 * torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    labels = (logits > 5).to(dtype)
+    traced = trace(logistic, logits, labels)
+    assert aten.log1p.default in targets(traced.graph)
+    graph_rewrites.group_logarithms(traced.graph)
+    found = targets(traced.graph)
+    assert aten.log1p.default not in found
+    assert found.count(aten.prod.dim_int) == 1
+    (value,) = traced.graph(logits, labels)
+    n = shape[-1]
+    # a rounding of each factor and of each partial sum
+    bound = 2 * n * torch.finfo(dtype).eps * (1 + logistic(logits, labels).abs().max())
+    assert (value - logistic(logits, labels)).abs().max() < bound
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda x: F.softplus(x).sum(-1), id="softplus, a branch for large numbers"),
+        pytest.param(lambda x: torch.log1p(torch.exp(x)).sum(-1), id="may overflow"),
+        pytest.param(lambda x: torch.log1p(torch.exp(-x.abs())).sum(0), id="not over the last axis"),
+        pytest.param(lambda x: torch.log1p(torch.exp(-x[:, :17].abs())).sum(-1), id="a prime number of terms"),
+        pytest.param(lambda x: (x[:, :1] - torch.log1p(torch.exp(-x.abs())) * 2).sum(-1), id="scaled"),
+    ],
+)
+def test_what_does_not_have_that_form_is_left(function):
+    x = torch.randn(4, 128, dtype=torch.float64)
+    traced = trace(function, x)
+    before = targets(traced.graph)
+    graph_rewrites.group_logarithms(traced.graph)
+    assert targets(traced.graph) == before
+
+
+def test_logarithms_that_are_used_twice_are_kept():
+    def function(x):
+        log = torch.log1p(torch.exp(-x.abs()))
+        return log.sum(-1), log
+
+    x = torch.randn(4, 128, dtype=torch.float64)
+    traced = trace(function, x)
+    graph_rewrites.group_logarithms(traced.graph)
+    total, log = traced.graph(x)
+    assert torch.equal(log, function(x)[1])
+    torch.testing.assert_close(total, function(x)[0], rtol=1e-14, atol=1e-14)
+
+
+def test_terms_keep_their_signs():
+    def function(x, y):
+        return (y - (x - torch.log1p(torch.exp(-y.abs()))) - torch.log1p(torch.exp(-x.abs()))).sum((0, -1))
+
+    x, y = torch.randn(2, 3, 5, 128, dtype=torch.float64)
+    traced = trace(function, x, y)
+    graph_rewrites.group_logarithms(traced.graph)
+    assert targets(traced.graph).count(aten.prod.dim_int) == 2
+    torch.testing.assert_close(traced.graph(x, y)[0], function(x, y), rtol=1e-13, atol=1e-13)
+
+
+def test_a_tall_product_is_made_wide():
+    first, second = torch.randn(60, 30, dtype=torch.float64), torch.randn(30, 4, dtype=torch.float64)
+    traced = trace(torch.mm, first, second)
+    graph_rewrites.widen_products(traced.graph)
+    shapes = [node.meta["val"].shape for node in traced.graph.graph.nodes if node.target is aten.mm.default]
+    assert shapes == [(4, 60)]
+    torch.testing.assert_close(traced.graph(first, second)[0], first @ second, rtol=1e-13, atol=1e-13)
+
+
+def test_what_follows_from_a_fixed_closure_is_computed_once():
+    matrix = torch.randn(7, 5, dtype=torch.float64)
+    scale = torch.rand(5, dtype=torch.float64)
+    x = torch.randn(3, 7, dtype=torch.float64)
+
+    def function(x):
+        return x @ (matrix * scale.exp()) + x.sum() * matrix.T.sum()
+
+    traced = trace(function, x)
+    constants = graph_rewrites.fold_fixed_constants(traced.graph, traced.constants)
+    found = targets(traced.graph)
+    assert aten.exp.default not in found
+    assert found.count(aten.sum.dim_IntList) + found.count(aten.sum.default) == 1
+    torch.testing.assert_close(traced.graph(x, *constants)[0], function(x))
+
+
+def test_an_expanded_constant_is_not_written_out():
+    row = torch.randn(2000, dtype=torch.float64)
+
+    def function(x):
+        return x + row.expand(100, 2000).exp()
+
+    x = torch.randn(100, 2000, dtype=torch.float64)
+    traced = trace(function, x)
+    constants = graph_rewrites.fold_fixed_constants(traced.graph, traced.constants)
+    assert max(constant.numel() for constant in constants) == 2000
+    torch.testing.assert_close(traced.graph(x, *constants)[0], function(x))
+
+
+def test_a_closure_may_change_unless_it_is_said_to_be_fixed():
+    scale = torch.ones(4, dtype=torch.float64)
+    x = torch.arange(4.0, dtype=torch.float64)
+
+    def function(x):
+        return x * scale.exp()
+
+    free, fixed = CompiledFunction(function, x), CompiledFunction(function, x, is_closure_fixed=True)
+    expected = function(x)
+    scale.fill_(2.0)
+    torch.testing.assert_close(free(x), function(x))
+    torch.testing.assert_close(fixed(x), expected)

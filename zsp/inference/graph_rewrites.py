@@ -1,0 +1,280 @@
+r"""Rewrites of traced graphs: what a compiler asks for, and what it does not do by itself.
+
+A compiler neither changes rounding nor knows what stays the same:
+
+- :func:`group_logarithms`: the sum of :math:`\log(1 + e^{-|x|})`, of which logistic likelihoods are made, takes one
+  logarithm for a group of terms instead of one for each.
+- :func:`widen_products`: a tall product of matrices becomes the transposed of a wide one.
+- :func:`fold_constants`, :func:`fold_fixed_constants`: what is the same in every call is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+__all__ = [
+    "fold_constants",
+    "fold_fixed_constants",
+    "group_logarithms",
+    "lift_constants",
+    "mutates",
+    "unique_outputs",
+    "widen_products",
+]
+
+aten = torch.ops.aten
+
+MAX_GROUP = 64  # 2 ** 64, the largest product of so many factors of at most 2, is a number in float32
+MIN_GROUP = 4
+MIN_WIDTH = 16  # groups lie side by side in a vector of the processor
+
+
+def group_logarithms(graph: GraphModule) -> None:
+    r"""Sum logarithms as logarithms of products, :math:`\sum_i \log(1 + u_i) = \log \prod_i (1 + u_i)`.
+
+    This is done where :math:`u_i = e^{-|x_i|}` and the sum includes the last axis, of a size that can be divided. The
+    absolute error of such a sum grows from that of adding its terms by a rounding of each factor; a term below the
+    rounding of 1 is lost.
+    """
+    for total in list(graph.graph.nodes):
+        if total.target is not aten.sum.dim_IntList or total.kwargs:
+            continue
+        summand, axes, *keepdim = total.args
+        value = summand.meta["val"]
+        n = value.shape[-1] if value.ndim else 1
+        group = _group_size(n)
+        if not group or value.ndim - 1 not in [axis % value.ndim for axis in axes] or len(summand.users) > 1:
+            continue
+        if value.dtype not in (torch.float32, torch.float64):
+            continue
+        terms = list(_terms(summand, 1))
+        logarithms = [(sign, term) for sign, term in terms if _is_log1p_of_exp_of_minus_abs(term, value.shape)]
+        others = [(sign, term) for sign, term in terms if (sign, term) not in logarithms]
+        if not logarithms or (others and not any(term.meta["val"].shape == value.shape for _, term in others)):
+            continue
+        call = _caller(graph.graph)
+        with graph.graph.inserting_before(total):
+            parts = []
+            if others:
+                parts.append((1, call(aten.sum.dim_IntList, _combine(others, call), axes, *keepdim)))
+            for sign, logarithm in logarithms:
+                factors = call(aten.add.Tensor, logarithm.args[0], 1)
+                groups = call(aten.view.default, factors, [*value.shape[:-1], group, n // group])
+                logs = call(aten.log.default, call(aten.prod.dim_int, groups, -2))
+                parts.append((sign, call(aten.sum.dim_IntList, logs, axes, *keepdim)))
+            result = _combine(parts, call)
+        total.replace_all_uses_with(result)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _group_size(n: int) -> int:
+    """The largest size of groups that can be made of n terms; 0 if none is worth it."""
+    sizes = range(MIN_GROUP, MAX_GROUP + 1)
+    return max((size for size in sizes if n % size == 0 and n // size >= MIN_WIDTH), default=0)
+
+
+def _terms(node: Node, sign: int) -> Iterator[tuple[int, Node]]:
+    """The signed terms of a sum, as far as they are not needed elsewhere."""
+    shape = node.meta["val"].shape
+    if len(node.users) == 1 and not node.kwargs and all(isinstance(argument, Node) for argument in node.args):
+        operands: tuple[Any, ...] = node.args
+        if node.target is aten.neg.default:
+            yield from _terms(operands[0], -sign)
+            return
+        if node.target in (aten.add.Tensor, aten.sub.Tensor) and all(
+            operand.meta["val"].shape == shape and operand.meta["val"].dtype == node.meta["val"].dtype
+            for operand in operands
+        ):
+            yield from _terms(operands[0], sign)
+            yield from _terms(operands[1], sign if node.target is aten.add.Tensor else -sign)
+            return
+    yield sign, node
+
+
+def _is_log1p_of_exp_of_minus_abs(node: Node, shape: torch.Size) -> bool:
+    for target in (aten.log1p.default, aten.exp.default, aten.neg.default, aten.abs.default):
+        if node.target is not target or node.meta["val"].shape != shape:
+            return False
+        node = node.args[0]  # type: ignore[assignment]
+    return True
+
+
+def _combine(terms: Sequence[tuple[int, Node]], call: Callable[..., Node]) -> Node:
+    first_sign, result = terms[0]
+    if first_sign < 0:
+        result = call(aten.neg.default, result)
+    for sign, term in terms[1:]:
+        result = call(aten.add.Tensor if sign > 0 else aten.sub.Tensor, result, term)
+    return result
+
+
+def widen_products(graph: GraphModule) -> None:
+    """Make no product of matrices with more rows than columns: libraries take their time over tall and thin ones."""
+    for node in list(graph.graph.nodes):
+        if node.target is aten.mm.default:
+            rows, columns = node.meta["val"].shape
+            if rows > columns > 1:
+                call = _caller(graph.graph)
+                with graph.graph.inserting_before(node):
+                    first, second = (call(aten.permute.default, factor, [1, 0]) for factor in node.args)
+                    result = call(aten.permute.default, call(aten.mm.default, second, first), [1, 0])
+                    result = call(aten.clone.default, result, memory_format=torch.contiguous_format)
+                node.replace_all_uses_with(result)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _caller(graph: Graph) -> Callable[..., Node]:
+    """A function that adds an operation to the graph."""
+
+    def call(target: Any, *args: Any, **kwargs: Any) -> Node:
+        node = graph.call_function(target, args, kwargs)
+        node.meta["val"] = target(*map_arg(args, lambda argument: argument.meta["val"]), **kwargs)
+        return node
+
+    return call
+
+
+def lift_constants(graph: GraphModule, n_inputs: int) -> list[Tensor]:
+    """Make the tensors that the graph holds its last inputs, and return them."""
+    lifted: dict[int, Node] = {}
+    constants: list[Tensor] = []
+    nodes = list(graph.graph.nodes)
+    last = nodes[n_inputs - 1] if n_inputs else None
+    for node in nodes:
+        if node.op != "get_attr":
+            continue
+        value = getattr(graph, node.target)
+        if id(value) not in lifted:
+            with graph.graph.inserting_after(last):
+                last = graph.graph.placeholder(f"constant_{n_inputs + len(constants)}")
+            last.meta = node.meta
+            lifted[id(value)] = last
+            constants.append(value)
+        node.replace_all_uses_with(lifted[id(value)])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return constants
+
+
+def fold_constants(graph: GraphModule, constants: Sequence[Tensor]) -> None:
+    """Compute now what is the same in every call: what depends on no value of an input, and views of constants.
+
+    Such are the ones that a gradient begins with, and all that is multiplied with them; a matrix transposed. The
+    constants' values may change, so that only views of them are the same.
+    """
+    computed: dict[Node, Tensor] = {}
+    given = dict(zip(_last_inputs(graph, len(constants)), constants, strict=True))
+    is_view: set[Node] = set(given)
+    for node in _pure_operations(graph):
+        value, inputs = node.meta["val"], node.all_input_nodes
+        if node.target is aten.ones_like.default:
+            computed[node] = torch.ones(value.shape, dtype=value.dtype, device=value.device)
+        elif any(source in is_view for source in inputs):
+            if len(inputs) == 1 and node.target._schema.returns[0].alias_info is not None:  # type: ignore[union-attr]
+                computed[node] = _evaluate(node, {**given, **computed})
+                is_view.add(node)
+        elif all(source in computed for source in inputs):
+            computed[node] = _evaluate(node, computed)
+    _replace(graph, computed, computed)
+
+
+def fold_fixed_constants(graph: GraphModule, constants: Sequence[Tensor]) -> list[Tensor]:
+    """Compute now what depends on constants alone, whose values stay; a matrix transposed is then one of its own.
+
+    Returns:
+        The constants of the new graph.
+    """
+    computed: dict[Node, Tensor] = dict(zip(_last_inputs(graph, len(constants)), constants, strict=True))
+    n_inputs = sum(node.op == "placeholder" for node in graph.graph.nodes)
+    depends = set(computed)
+    for node in _pure_operations(graph):
+        inputs = node.all_input_nodes
+        if not all(source in computed for source in inputs):
+            continue
+        if node.meta["val"].numel() > max([FEW, *[computed[source].numel() for source in inputs]]):
+            continue  # one that is expanded, which costs nothing, would be read from memory
+        computed[node] = _evaluate(node, computed)
+        if any(source in depends for source in inputs):
+            depends.add(node)
+    made = {node: computed[node].contiguous() for node in depends if node.op != "placeholder"}
+    _replace(graph, made, computed)
+    return [*constants, *lift_constants(graph, n_inputs)]
+
+
+FEW = 1024  # elements of a tensor that is read as fast as computed
+
+
+def _last_inputs(graph: GraphModule, n: int) -> list[Node]:
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    return inputs[len(inputs) - n :]
+
+
+def _pure_operations(graph: GraphModule) -> Iterator[Node]:
+    """Operations with one result that depends on their arguments alone; those that copy nothing are taken out."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if node.target is aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            continue
+        schema = node.target._schema
+        is_random = torch.Tag.nondeterministic_seeded in node.target.tags
+        if not schema.is_mutable and not is_random and isinstance(node.meta.get("val"), Tensor):
+            yield node
+
+
+def _replace(graph: GraphModule, made: Mapping[Node, Tensor], computed: Mapping[Node, Tensor]) -> None:
+    """Hold those tensors in the graph that are used by what is not computed."""
+    for i, (node, tensor) in enumerate(made.items()):
+        if any(user not in computed for user in node.users):
+            graph.register_buffer(f"computed_{i}", tensor)
+            with graph.graph.inserting_before(node):
+                held = graph.graph.get_attr(f"computed_{i}")
+            held.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(held)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _evaluate(node: Node, values: dict[Node, Tensor]) -> Tensor:
+    args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+    result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+    return result
+
+
+def unique_outputs(graph: GraphModule) -> list[tuple[bool, int]]:
+    """Make the graph return each of its results once and none of its inputs, and say where each output is then found.
+
+    Inductor takes for granted that the results of a graph are tensors of their own.
+
+    Returns:
+        For each output whether the graph makes it, and its index among the graph's results or inputs.
+    """
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    made: list[Node] = []
+    sources = []
+    for node in output.args[0]:
+        if node in inputs:
+            sources.append((False, inputs.index(node)))
+        else:
+            if node not in made:
+                made.append(node)
+            sources.append((True, made.index(node)))
+    output.args = (tuple(made),)
+    graph.recompile()
+    return sources
+
+
+def mutates(node: Node) -> bool:
+    """Whether an operation changes one of its arguments in place."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable

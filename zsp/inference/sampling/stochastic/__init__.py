@@ -1,0 +1,1 @@
+"""Markov chains that follow gradients of mini-batches."""
