@@ -53,6 +53,17 @@ def test_vae(tmp_path, capsys):
     assert "must be 0 or 1, but it is 255" in printed
 
 
+def test_bayesian_neural_nets(tmp_path, capsys):
+    numbers = tutorial("06").main(budget=0.05, output=tmp_path)
+    for name in ("SGHMC", "HMC"):
+        assert numbers[f"sd in the gap, {name}"] > 4 * numbers[f"sd at data, {name}"]
+        assert numbers[f"sd in the gap, {name}"] > 1.2 * numbers["sd in the gap, mean-field VI"]
+        assert numbers[f"log likelihood, {name}"] > 0.5  # that of the noise alone is 0.88
+    printed = capsys.readouterr().out
+    assert "y has shape [60, 1], but the module's output" in printed
+    assert "drops units at random, because it is in training mode" in printed
+
+
 def test_discrete_latents(tmp_path, capsys):
     numbers = tutorial("03").main(budget=0.15, output=tmp_path)
     assert numbers["bound"] < numbers["evidence"]
@@ -67,3 +78,29 @@ def test_discrete_latents(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "node 'x' depends on 'b' without a derivative" in printed
     assert "would have about 10^60 rows" in printed
+
+
+def test_importance_weighting(tmp_path, capsys):
+    numbers = tutorial("04").main(budget=0.15, output=tmp_path)
+    for k in (1, 8):  # E[L_K] grows with K, and stays below log p(x)
+        gap, next_gap = (numbers["evidence"] - numbers[f"bound, {n}"] for n in (k, 8 * k))
+        error = numbers[f"bound error, {k}"] + numbers[f"bound error, {8 * k}"]
+        assert gap > next_gap + 5.3 * error and next_gap > -5.3 * error
+    assert -0.7 < numbers["slope, IWAE, q"] < -0.3
+    assert numbers["slope, DReG, q"] > 0.2 and numbers["slope, IWAE, model"] > 0.2
+    assert numbers["distance, DReG"] < 0.5 * numbers["distance, IWAE"]
+    printed = capsys.readouterr().out
+    assert "say which axis they are on" in printed
+    assert "Use dreg()" in printed
+
+
+def test_eight_schools(tmp_path, capsys):
+    numbers = tutorial("05").main(budget=0.15, output=tmp_path)
+    for what in ("P", "tau"):
+        found, error = numbers[f"non-centred, {what}"], numbers[f"non-centred, {what} error"]
+        assert abs(found - numbers[f"exact {what}"]) < 5.3 * error
+    assert numbers["exact tau"] == pytest.approx(3.6, abs=0.1)  # posteriordb's reference draws say 3.60
+    assert numbers["centred, problems"] >= 2 and numbers["non-centred, divergences"] < 5
+    printed = capsys.readouterr().out
+    assert "BFMI is below 0.3" in printed and "no problems found" not in printed.partition("non-centred:")[0]
+    assert "group_ndims=1" in printed
