@@ -218,3 +218,24 @@ def test_the_same_function_is_compiled_once(tmp_path, monkeypatch):
         function = CompiledFunction(lambda x: torch.sin(x) * y.exp(), x)  # another function, with the same operations
         assert counters["inductor"]["fxgraph_cache_hit"] == before + n_found
         torch.testing.assert_close(function(x), torch.sin(x) * y.exp())
+
+
+def test_an_operation_is_not_repeated():
+    def gradient(x):
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad((x.sin() * x.sin()).sum(), x)
+
+    x = torch.randn(5, dtype=torch.float64)
+    function = TracedFunction(gradient, x)
+    torch.testing.assert_close(function(x)[0], gradient(x)[0])
+    operations = [node.target for node in function._forward.__self__.graph.nodes if node.op == "call_function"]
+    assert operations.count(torch.ops.aten.sin.default) == 1
+
+
+@pytest.mark.parametrize("shapes", [((3, 4, 1), (3, 1, 5)), ((3, 1, 4), (3, 4, 5)), ((3, 4, 5), (3, 5, 1))])
+def test_products_of_rows_and_columns_are_taken_apart_for_a_compiler(shapes):
+    first, second = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
+    traced = trace(torch.bmm, first, second)
+    assert torch.ops.aten.bmm.default not in [node.target for node in traced.graph.graph.nodes]
+    torch.testing.assert_close(traced.graph(first, second)[0], torch.bmm(first, second))

@@ -88,10 +88,14 @@ class TracedFunction:
     """
 
     def __init__(self, function: Callable[..., Any], *examples: Tensor) -> None:
+        from torch._functorch.compile_utils import fx_graph_cse
+
         traced = trace(function, *examples, for_compiler=False)
         self._constants = traced.constants
         with torch.no_grad():
             fold_constants(traced.graph, self._constants)
+        traced.graph.graph = fx_graph_cse(traced.graph.graph)  # a derivative repeats operations: twice x for x * x
+        traced.graph.recompile()
         self._forward = traced.graph.forward
 
     @torch.no_grad()
@@ -211,6 +215,7 @@ def _trace(function: Callable[..., Any], leaves: Sequence[Tensor], structure: Tr
 
         decompositions = {op: how for op, how in select_decomp_table().items() if not _is_random(op)}
         decompositions[torch.ops.aten.addmm.default] = _addmm
+        decompositions[torch.ops.aten.bmm.default] = _bmm
         decompositions[torch.ops.aten.bernoulli.default] = _bernoulli
         decompositions[torch.ops.aten.pow.Scalar] = _power_of_number
     result: list[TreeSpec] = []
@@ -310,6 +315,15 @@ def _addmm(added: Tensor, first: Tensor, second: Tensor, *, beta: float = 1, alp
     product = torch.mm(first, second)
     product = product if alpha == 1 else alpha * product
     return product + (added if beta == 1 else beta * added)
+
+
+def _bmm(first: Tensor, second: Tensor) -> Tensor:
+    """Products of matrices with one row or column each as sums, to be fused with what is around them."""
+    if first.shape[2] == 1:
+        return first * second
+    if 1 in (first.shape[1], second.shape[2]):
+        return (first.unsqueeze(-1) * second.unsqueeze(1)).sum(2)
+    return NotImplemented
 
 
 def _power_of_number(base: float, exponent: Tensor) -> Tensor:
