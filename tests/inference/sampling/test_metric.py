@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from tests.inference.sampling.targets import METRICS
-from zsp.inference.sampling.metric import Dense, Diagonal, LowRank, Moments, _geometric_mean, estimate_metric
+from zsp.inference.sampling.metric import (
+    Dense,
+    Diagonal,
+    LowRank,
+    Moments,
+    _geometric_mean,
+    estimate_metric,
+    unit_metric,
+)
 
 
 def covariance(n_dims):
@@ -124,8 +132,25 @@ def test_low_rank_is_diagonal_where_nothing_is_correlated():
     scale = torch.tensor([0.1, 1.0, 20.0])
     draws = scale * torch.randn(1000, 3)
     metric = estimate_metric(moments_of(draws, -draws / scale**2), "low_rank", "gradients", torch.float64)
-    assert metric.directions.shape == (3, 0)
+    assert not metric.directions.any()
     assert torch.allclose(inverse_mass(metric, 3), (scale**2).diag(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("n_dims", [3, 50])
+@pytest.mark.parametrize("mass_matrix", ["diagonal", "dense", "low_rank", "identity"])
+def test_a_run_begins_with_the_identity_in_the_form_of_its_estimates(mass_matrix, n_dims):
+    position = torch.randn(2, n_dims)
+    unit = unit_metric(mass_matrix, position)
+    for way in (unit.push, unit.pull, unit.unpush, unit.unpull):
+        torch.testing.assert_close(way(position), position, rtol=0, atol=1e-12)
+    if mass_matrix == "identity":
+        return
+    for n_draws in (5, 500):  # estimates of another rank are of the same shapes, for which code was compiled
+        draws = torch.randn(n_draws, n_dims) @ torch.randn(n_dims, n_dims)
+        moments = moments_of(draws, -draws, is_diagonal=mass_matrix == "diagonal")
+        metric = estimate_metric(moments, mass_matrix, "draws", position.dtype)
+        assert type(metric) is type(unit)
+        assert [leaf.shape for leaf in metric] == [leaf.shape for leaf in unit]
 
 
 @pytest.mark.parametrize("mass_matrix", ["diagonal", "dense", "low_rank"])

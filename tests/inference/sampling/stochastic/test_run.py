@@ -487,6 +487,11 @@ def test_an_interrupted_run_returns_what_it_has(monkeypatch):
     assert draws.n_draws == 118
 
 
+def test_a_schedule_is_a_function():
+    with pytest.raises(TypeError, match=r"schedule must be a function .*zsp.PolynomialSchedule\(1000\).*got 0.1"):
+        SGLD(1e-3, schedule=0.1)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -19,7 +19,14 @@ from zsp.inference.sampling.packing import Packing
 from zsp.inference.sampling.stochastic.density import Derivatives, differentiate
 from zsp.inference.sampling.stochastic.schedules import Schedule, Stage, stage_at
 
-__all__ = ["Noise", "StochasticGradientKernel", "StochasticState", "require_positive", "require_resampling"]
+__all__ = [
+    "Noise",
+    "StochasticGradientKernel",
+    "StochasticState",
+    "require_positive",
+    "require_rate",
+    "require_resampling",
+]
 
 Number = Any
 """A number, or a tensor without axes in compiled code."""
@@ -182,6 +189,16 @@ def require_positive(kernel: Any, *names: str) -> None:
         value = getattr(kernel, name)
         if not 0 < value < float("inf"):
             raise ValueError(f"{name} must be positive and finite, got {value}.")
+
+
+def require_rate(kernel: Any) -> None:
+    """Raise for a learning rate or a schedule that is none."""
+    require_positive(kernel, "learning_rate")
+    if kernel.schedule is not None and not callable(kernel.schedule):
+        raise TypeError(
+            "schedule must be a function from the number of a step to a factor of the learning rate, such as "
+            f"zsp.PolynomialSchedule(1000) or lambda step: 1 / (1 + step), got {kernel.schedule!r}."
+        )
 
 
 def require_resampling(kernel: Any) -> None:

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from zsp.inference.sampling.stochastic.density import Derivatives
-from zsp.inference.sampling.stochastic.kernel import Noise, Number, StochasticGradientKernel, require_positive
+from zsp.inference.sampling.stochastic.kernel import (
+    Noise,
+    Number,
+    StochasticGradientKernel,
+    require_positive,
+    require_rate,
+)
 from zsp.inference.sampling.stochastic.schedules import Schedule
 
 __all__ = ["PSGLD"]
@@ -83,7 +89,8 @@ class PSGLD(StochasticGradientKernel):
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "epsilon")
+        require_rate(self)
+        require_positive(self, "epsilon")
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must be at least 0 and less than 1, got {self.decay}.")
 

@@ -22,6 +22,7 @@ from zsp.inference.sampling.stochastic.kernel import (
     Number,
     StochasticGradientKernel,
     require_positive,
+    require_rate,
     require_resampling,
 )
 from zsp.inference.sampling.stochastic.schedules import Schedule
@@ -97,7 +98,8 @@ class SGHMC(StochasticGradientKernel):
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "friction")
+        require_rate(self)
+        require_positive(self, "friction")
         require_resampling(self)
         if not self.second_order and not self.friction < 2:
             raise ValueError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zsp.inference.sampling.stochastic.density import Derivatives
-from zsp.inference.sampling.stochastic.kernel import Noise, Number, StochasticGradientKernel, require_positive
+from zsp.inference.sampling.stochastic.kernel import Noise, Number, StochasticGradientKernel, require_rate
 from zsp.inference.sampling.stochastic.schedules import Schedule
 
 __all__ = ["SGLD"]
@@ -69,7 +69,7 @@ class SGLD(StochasticGradientKernel):
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate")
+        require_rate(self)
 
     def coefficients(self, learning_rate: float, temperature: float) -> Coefficients:
         """The numbers of a step."""

@@ -19,7 +19,7 @@ from zsp.inference.sampling.stochastic.kernel import (
     Noise,
     Number,
     StochasticGradientKernel,
-    require_positive,
+    require_rate,
     require_resampling,
 )
 from zsp.inference.sampling.stochastic.schedules import Schedule
@@ -101,7 +101,7 @@ class SGNHT(StochasticGradientKernel):
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate")
+        require_rate(self)
         require_resampling(self)
         for name in ("variance_extra", "tune_rate"):
             if not 0 <= getattr(self, name) < float("inf"):
