@@ -103,6 +103,20 @@ def test_what_follows_from_a_fixed_closure_is_computed_once():
     torch.testing.assert_close(traced.graph(x, *constants)[0], function(x))
 
 
+def test_the_same_function_always_gives_the_same_graph():
+    data = [torch.randn(3, dtype=torch.float64) for _ in range(20)]
+    x = torch.randn(3, dtype=torch.float64)
+
+    def graph():
+        traced = trace(lambda x: sum(x * row.exp() for row in data), x)
+        constants = graph_rewrites.fold_fixed_constants(traced.graph, traced.constants)
+        return traced.graph.code, torch.stack(constants)
+
+    (code, constants), (again, constants_again) = graph(), graph()
+    assert code == again
+    assert torch.equal(constants, constants_again)
+
+
 def test_an_expanded_constant_is_not_written_out():
     row = torch.randn(2000, dtype=torch.float64)
 

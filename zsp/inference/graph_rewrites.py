@@ -194,7 +194,7 @@ def fold_fixed_constants(graph: GraphModule, constants: Sequence[Tensor]) -> lis
     """
     computed: dict[Node, Tensor] = dict(zip(_last_inputs(graph, len(constants)), constants, strict=True))
     n_inputs = sum(node.op == "placeholder" for node in graph.graph.nodes)
-    depends = set(computed)
+    depends = dict.fromkeys(computed)  # in order, for code is found again by the text of its graph
     for node in _pure_operations(graph):
         inputs = node.all_input_nodes
         if not all(source in computed for source in inputs):
@@ -203,7 +203,7 @@ def fold_fixed_constants(graph: GraphModule, constants: Sequence[Tensor]) -> lis
             continue  # one that is expanded, which costs nothing, would be read from memory
         computed[node] = _evaluate(node, computed)
         if any(source in depends for source in inputs):
-            depends.add(node)
+            depends[node] = None
     made = {node: computed[node].contiguous() for node in depends if node.op != "placeholder"}
     _replace(graph, made, computed)
     return [*constants, *lift_constants(graph, n_inputs)]
