@@ -57,7 +57,7 @@ def test_names_in_the_table_exist():
     for row in rows:
         for name in re.findall(r"`(?:zsp\.)?(\w+)`", row):
             nets = (zsp.BayesianNet, zsp.MetaBayesianNet, zsp.ELBO, zsp.ImportanceWeightedObjective, zsp.Draws)
-            modules = (zsp, *nets, zsp.graph, datasets, models, zsp.distributions, torch)
+            modules = (zsp, *nets, zsp.graph, zsp.evaluation, datasets, models, zsp.distributions, torch)
             found = any(hasattr(module, name) for module in modules) or (ROOT / "zsp" / f"{name}.py").is_file()
             assert found or name in methods, f"README.md names {name!r}, which does not exist"
 
