@@ -13,7 +13,8 @@ One protocol for all sets. 20 nets are trained from random weights to a mode eac
 lambda is the largest curvature of the log posterior at these modes. c, the friction and the prior of the noise are
 first guesses, which were never varied; the prior of the weights was chosen on one inner validation split each of boston
 and concrete (``--validate`` holds out a fifth of the training rows and reports on those instead of the test rows). MC
-dropout chooses its rate and noise on such a validation split of each training set.
+dropout chooses its rate and noise on such a validation split of each training set. Before the prior was chosen, test
+figures of split 0 of boston and energy had been printed.
 
 Results are appended to ``--out``, one line a split, and what is there is not run again. The data are the files of
 "uci" in the folder that ZSP_DATA names.
