@@ -14,7 +14,7 @@ from torch import Tensor
 import zsp
 from benchmarks.samplers.problems import Problem
 from benchmarks.samplers.sampled import Clock, Sampled, tensors
-from zsp.inference.sampling.runner import BLOCK
+from zsp.inference.sampling.runner import MOST_TRANSITIONS
 
 __all__ = ["hmc", "log_density", "nuts", "target"]
 
@@ -65,15 +65,20 @@ class _Stamped:
     """
 
     clock: ClassVar[Clock] = time.perf_counter
-    stamps: ClassVar[list[float]] = []  # since the kernel last began with a new tuning
+    stamps: ClassVar[list[tuple[float, int]]] = []  # since the kernel last began with a new tuning; and how many steps
 
     def begin(self, *arguments: Any) -> Any:
         self.stamps.clear()
         return super().begin(*arguments)  # type: ignore[misc]
 
-    def draw_noise(self, *arguments: Any) -> Any:
-        self.stamps.append(_Stamped.clock())
-        return super().draw_noise(*arguments)  # type: ignore[misc]
+    def draw_noise(self, n_steps: int, *arguments: Any) -> Any:
+        self.stamps.append((_Stamped.clock(), n_steps))
+        return super().draw_noise(n_steps, *arguments)  # type: ignore[misc]
+
+
+def _seconds_per_step(stamps: list[tuple[float, int]]) -> float:
+    """Of all blocks but the last, whose end is not seen."""
+    return (stamps[-1][0] - stamps[0][0]) / sum(n_steps for _, n_steps in stamps[:-1])
 
 
 class _NUTS(_Stamped, zsp.NUTS):
@@ -103,9 +108,7 @@ def nuts(
             model, observed, kernel=_NUTS(), n_samples=n_samples, n_warmup=n_warmup, n_chains=n_chains, seed=seed,
             progress=False, compile=compile, **more,
         )  # fmt: skip
-        n_blocks = len(_Stamped.stamps)
-        # the last block's end is not seen: it counts like the others
-        seconds = (_Stamped.stamps[-1] - _Stamped.stamps[0]) * n_blocks / (n_blocks - 1)
+        seconds = _seconds_per_step(_Stamped.stamps) * sum(n_steps for _, n_steps in _Stamped.stamps)
         latents = [value.flatten(2) if value.dim() > 2 else value[..., None] for value in draws.values()]
         return Sampled(torch.cat(latents, -1).cpu(), seconds, int(draws.info.n_leapfrogs.sum()))
 
@@ -125,7 +128,7 @@ def hmc(
     """A function that makes at least ``n_transitions`` of HMC, nothing adapted, and says what one of them took."""
     model, observed, more = target(problem)
     kernel = _HMC(step_size=step_size, n_leapfrogs=n_leapfrogs, adapt_step_size=False, adapt_mass=False)
-    n_samples = n_transitions + 2 * BLOCK  # the first block compiles, the end of the last one is not seen
+    n_samples = n_transitions + 2 * MOST_TRANSITIONS  # the first block compiles, the end of the last one is not seen
 
     def run() -> float:
         _Stamped.clock = clock
@@ -133,8 +136,7 @@ def hmc(
             model, observed, kernel=kernel, n_samples=n_samples, n_warmup=0, n_chains=n_chains, progress=False,
             compile=compile, **more,
         )  # fmt: skip
-        _, first, *rest = _Stamped.stamps
-        return (rest[-1] - first) / (len(rest) * BLOCK)
+        return _seconds_per_step(_Stamped.stamps[1:])
 
     return run
 

@@ -90,6 +90,37 @@ def test_a_tall_product_is_made_wide():
     torch.testing.assert_close(traced.graph(first, second)[0], first @ second, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("n_rows", "shape", "is_sum"),
+    [
+        pytest.param(4, (25, 100), True, id="few rows, sums side by side"),
+        pytest.param(1, (100, 25), True, id="a row, terms side by side"),
+        pytest.param(5, (25, 100), False, id="more rows"),
+        pytest.param(2, (100, 1000), False, id="a large matrix"),
+    ],
+)
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_a_product_of_few_rows_with_a_constant_is_a_sum(n_rows, shape, is_sum, is_transposed):
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(shape[::-1] if is_transposed else shape, dtype=torch.float64, generator=generator)
+    x = torch.randn(n_rows, shape[0], dtype=torch.float64, generator=generator)
+
+    def function(x):
+        return torch.mm(x, matrix.T if is_transposed else matrix)
+
+    traced = trace(function, x)
+    graph_rewrites.sum_thin_products(traced.graph, len(traced.constants))
+    assert (aten.mm.default not in targets(traced.graph)) == is_sum
+    torch.testing.assert_close(traced.graph(x, *traced.constants)[0], function(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_product_of_few_rows_with_what_changes_is_left():
+    x, y = torch.randn(2, 3, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    traced = trace(torch.mm, x, y)
+    graph_rewrites.sum_thin_products(traced.graph, 0)
+    assert aten.mm.default in targets(traced.graph)
+
+
 def test_what_follows_from_a_fixed_closure_is_computed_once():
     matrix = torch.randn(7, 5, dtype=torch.float64)
     scale = torch.rand(5, dtype=torch.float64)

@@ -12,7 +12,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -27,11 +27,23 @@ from zsp.inference.graph_rewrites import (
     group_logarithms,
     lift_constants,
     mutates,
+    sum_thin_products,
     unique_outputs,
     widen_products,
 )
 
-__all__ = ["CompileError", "CompiledFunction", "KeptTensorError", "Trace", "TracedFunction", "is_traced", "trace"]
+__all__ = [
+    "CompileError",
+    "CompiledFunction",
+    "KeptTensorError",
+    "Trace",
+    "TracedFunction",
+    "is_traced",
+    "lower",
+    "prepare",
+    "stand_in",
+    "trace",
+]
 
 
 class CompileError(RuntimeError):
@@ -128,19 +140,12 @@ class CompiledFunction:
 
     def __init__(self, function: Callable[..., Any], *examples: Any, is_closure_fixed: bool = False) -> None:
         traced = trace(function, *examples)
-        self._constants, self._out = [constant.detach() for constant in traced.constants], traced.structure
-        with _explained():
-            group_logarithms(traced.graph)
-            if is_closure_fixed:
-                widen_products(traced.graph)
-                with torch.no_grad():
-                    self._constants = fold_fixed_constants(traced.graph, self._constants)
+        self._constants, self._out = prepare(traced, is_closure_fixed), traced.structure
         self._changed = traced.changed
         self.n_operations = traced.n_operations
-        leaves = [_stand_in(leaf) for leaf in tree_flatten(examples)[0]]
-        with _explained():
-            self._sources = unique_outputs(traced.graph)
-            self._code = _lower(traced.graph, [*leaves, *self._constants])
+        leaves = [stand_in(leaf) for leaf in tree_flatten(examples)[0]]
+        self._sources = unique_outputs(traced.graph)
+        self._code = lower(traced.graph, [*leaves, *self._constants])
 
     @staticmethod
     def count_operations(function: Callable[..., Any], *examples: Any) -> int:
@@ -182,10 +187,28 @@ def trace(function: Callable[..., Any], *examples: Any, for_compiler: bool = Tru
     """
     leaves, structure = tree_flatten(examples)
     with _explained():
-        return _trace(function, [_stand_in(leaf) for leaf in leaves], structure, for_compiler)
+        return _trace(function, [stand_in(leaf) for leaf in leaves], structure, for_compiler)
 
 
-def _stand_in(leaf: Tensor) -> Tensor:
+def prepare(traced: Trace, is_closure_fixed: bool) -> list[Tensor]:
+    """Rewrite a traced graph as a compiler would not; returns its constants from then on.
+
+    Args:
+        traced: what was traced for the compiler; its graph is changed.
+        is_closure_fixed: see :class:`CompiledFunction`.
+    """
+    constants = [constant.detach() for constant in traced.constants]
+    with _explained():
+        group_logarithms(traced.graph)
+        if is_closure_fixed:
+            widen_products(traced.graph)
+            sum_thin_products(traced.graph, len(constants))
+            with torch.no_grad():
+                constants = fold_fixed_constants(traced.graph, constants)
+    return constants
+
+
+def stand_in(leaf: Tensor) -> Tensor:
     """A contiguous tensor that looks like ``leaf`` and is one of its own: a trace tells inputs apart by identity."""
     return torch.empty(leaf.shape, dtype=leaf.dtype, device=leaf.device)
 
@@ -332,8 +355,21 @@ def _power_of_number(base: float, exponent: Tensor) -> Tensor:
     return torch.pow(torch.full((), base, dtype=dtype, device=exponent.device), exponent)
 
 
+def lower(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    """The graph as Inductor's code.
+
+    Args:
+        graph: of ATen operations and loops.
+        examples: its inputs.
+
+    Raises:
+        CompileError: if it cannot be compiled here.
+    """
+    with _explained():
+        return _lower(graph, examples)
+
+
 def _lower(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
-    """The graph as Inductor's code."""
     import torch._inductor.config as config
     from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx_inner
@@ -341,10 +377,17 @@ def _lower(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+    from zsp.inference.loop_code import loops_without_allocations
+
     # all shapes are static, but without an environment for those that are not Inductor keeps no graph in its cache
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     fakes = [mode.from_tensor(example.detach()) for example in examples]
     FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*fakes)
+    loops = graph.graph.find_nodes(op="call_function", target=torch.ops.higher_order.while_loop)
+    for loop in loops:
+        inputs = [node.meta["val"] for node in (*loop.args[2], *loop.args[3])]
+        for part in loop.args[:2]:
+            FakeTensorProp(getattr(graph, part.target), mode).propagate_dont_convert_inputs(*inputs)
     on_cpu = all(example.device.type == "cpu" for example in examples)
     options = {
         "size_asserts": False,
@@ -352,8 +395,15 @@ def _lower(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
         "fallback_random": True,
         "cpp_wrapper": on_cpu,
         "cpp_wrapper_build_separate": on_cpu,  # calls need less optimisation than kernels: half of the time to compile
+        "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.while_loop": "its parts are in the key"},
     }
-    with tracing(TracingContext(mode)), config.patch(options), torch.no_grad(), _quiet("torch._inductor"):
+    with (
+        tracing(TracingContext(mode)),
+        config.patch(options),
+        torch.no_grad(),
+        _quiet("torch._inductor"),
+        loops_without_allocations() if on_cpu and loops else nullcontext(),
+    ):
         return compile_fx_inner(graph, fakes, cpp_wrapper=on_cpu)  # type: ignore[return-value]
 
 

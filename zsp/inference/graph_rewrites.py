@@ -5,6 +5,7 @@ A compiler neither changes rounding nor knows what stays the same:
 - :func:`group_logarithms`: the sum of :math:`\log(1 + e^{-|x|})`, of which logistic likelihoods are made, takes one
   logarithm for a group of terms instead of one for each.
 - :func:`widen_products`: a tall product of matrices becomes the transposed of a wide one.
+- :func:`sum_thin_products`: a product of a few rows with a constant becomes a sum, to be fused with what is around it.
 - :func:`fold_constants`, :func:`fold_fixed_constants`: what is the same in every call is computed once.
 """
 
@@ -24,6 +25,7 @@ __all__ = [
     "group_logarithms",
     "lift_constants",
     "mutates",
+    "sum_thin_products",
     "unique_outputs",
     "widen_products",
 ]
@@ -33,6 +35,9 @@ aten = torch.ops.aten
 MAX_GROUP = 64  # 2 ** 64, the largest product of so many factors of at most 2, is a number in float32
 MIN_GROUP = 4
 MIN_WIDTH = 16  # groups lie side by side in a vector of the processor
+
+MAX_ROWS = 4  # of a product that is a sum; every row reads the whole matrix
+MAX_CONSTANT = 65_536  # numbers in that matrix, so that it stays in a cache
 
 
 def group_logarithms(graph: GraphModule) -> None:
@@ -129,6 +134,41 @@ def widen_products(graph: GraphModule) -> None:
                 node.replace_all_uses_with(result)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def sum_thin_products(graph: GraphModule, n_constants: int) -> None:
+    """Write products of at most MAX_ROWS rows with a matrix that is fixed, one of the last inputs, as sums.
+
+    A library copies the matrix first, which takes longer than the product of so few rows.
+    """
+    constants = _last_inputs(graph, n_constants)
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.mm.default or _source(node.args[1]) not in constants:
+            continue
+        first, second = node.args
+        (n_rows, n_terms), (_, n_columns) = first.meta["val"].shape, second.meta["val"].shape
+        if n_rows > MAX_ROWS or n_terms * n_columns > MAX_CONSTANT:
+            continue
+        call, copied = _caller(graph.graph), {"memory_format": torch.contiguous_format}
+        with graph.graph.inserting_before(node):
+            if n_columns < n_terms:  # the terms of a sum lie side by side, otherwise the sums do
+                matrix = call(aten.clone.default, call(aten.permute.default, second, [1, 0]), **copied)
+                terms = call(aten.mul.Tensor, call(aten.unsqueeze.default, first, 1), matrix)
+                result = call(aten.sum.dim_IntList, terms, [2])
+            else:
+                matrix = call(aten.clone.default, second, **copied)
+                terms = call(aten.mul.Tensor, call(aten.unsqueeze.default, first, 2), matrix)
+                result = call(aten.sum.dim_IntList, terms, [1])
+        node.replace_all_uses_with(result)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _source(node: Node) -> Node:
+    """What a node is a view of."""
+    while node.op == "call_function" and node.target in (aten.permute.default, aten.t.default, aten.detach.default):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
 
 
 def _caller(graph: Graph) -> Callable[..., Node]:

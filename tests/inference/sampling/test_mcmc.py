@@ -16,7 +16,7 @@ from zsp.checks import NodeError
 from zsp.inference.sampling.arrays import to_numpy
 from zsp.inference.sampling.kernel import Density
 from zsp.inference.sampling.metric import Identity
-from zsp.inference.sampling.runner import BLOCK, Runner
+from zsp.inference.sampling.runner import MOST_STEPS, MOST_TRANSITIONS, Runner, choose_block
 from zsp.inference.sampling.step_size import DualAveraging
 
 
@@ -138,9 +138,12 @@ def test_each_chain_keeps_its_first_transitions_whatever_the_others_do():
     state = kernel.begin(density, begin["x"], Identity(), DualAveraging.start(torch.full((5,), 0.3)), first)
     state = to_numpy(state)
     made: list[list[torch.Tensor]] = [[] for _ in range(5)]
-    while min(map(len, made)) < 40:
-        noise = to_numpy(kernel.draw_noise(BLOCK, begin["x"], generator))
-        for i in range(BLOCK):
+    n_steps = 0
+    while (n_made := min(map(len, made))) < 40:
+        n_more = choose_block(40 - n_made, n_made, n_steps)
+        n_steps += n_more
+        noise = to_numpy(kernel.draw_noise(n_more, begin["x"], generator))
+        for i in range(n_more):
             state, ended = kernel.advance(density, state, tree_map(lambda leaf, i=i: leaf[i], noise), fixed)
             for chain in [] if ended is None else ended.is_done.nonzero()[0]:
                 made[chain].append(torch.from_numpy(ended.position[chain].copy()))
@@ -391,6 +394,32 @@ def test_a_density_that_is_never_finite_is_looked_into():
         sample(None, broken(), {"y": torch.tensor(0.0)})
 
 
+# -- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_block_is_as_long_as_what_is_left():
+    assert choose_block(1000, 0, 0) == MOST_TRANSITIONS
+    assert choose_block(25, 0, 0) == 25
+    assert choose_block(25, 75, 75) == 25, "a transition a step: exactly"
+    assert choose_block(10, 100, 350) == 35
+    assert choose_block(500, 100, 310) == 3.1 * MOST_TRANSITIONS // 1 + 1
+    assert choose_block(500, 100, 10_000) == MOST_STEPS
+    assert choose_block(1, 1, 1) == 1
+
+
+def test_the_warmup_of_a_kernel_with_a_transition_a_step_has_the_length_asked_for(monkeypatch):
+    made = []
+    block = Runner.block
+
+    def counting(self, state, position, tuning, n_steps):
+        made.append(n_steps)
+        return block(self, state, position, tuning, n_steps)
+
+    monkeypatch.setattr(Runner, "block", counting)
+    sample(zsp.HMC(), n_warmup=150, n_samples=70)
+    assert sum(made) == 220
+
+
 # -- how long it took -------------------------------------------------------------------------------------------------
 
 
@@ -399,7 +428,7 @@ def test_the_time_of_each_part_is_told_and_saved(tmp_path, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr("zsp.inference.sampling.mcmc.time.perf_counter", lambda: float(next(ticks)))
     kernel = zsp.HMC(step_size=0.2, adapt_mass=False)
-    draws = sample(kernel, n_warmup=2 * BLOCK, n_samples=3 * BLOCK, keep_warmup=True)
+    draws = sample(kernel, n_warmup=2 * MOST_TRANSITIONS, n_samples=3 * MOST_TRANSITIONS, keep_warmup=True)
     assert draws.seconds == {"warmup": 2.0, "sampling": 3.0, "compile": 0.0}
     draws.save(tmp_path / "draws.npz")
     assert zsp.Draws.load(tmp_path / "draws.npz").seconds == draws.seconds == draws.thin(2).seconds
@@ -410,7 +439,7 @@ def test_a_resumed_run_has_taken_the_time_of_both(tmp_path, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr("zsp.inference.sampling.mcmc.time.perf_counter", lambda: float(next(ticks)))
     options = {
-        "kernel": zsp.HMC(step_size=0.2, adapt_mass=False), "n_warmup": 0, "n_samples": 5 * BLOCK,
+        "kernel": zsp.HMC(step_size=0.2, adapt_mass=False), "n_warmup": 0, "n_samples": 5 * MOST_TRANSITIONS,
         "checkpoint": tmp_path / "run.pt", "checkpoint_every": 1, "resume": True,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError):

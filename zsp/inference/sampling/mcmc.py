@@ -21,7 +21,7 @@ from zsp.inference.sampling.beginning import find_beginning
 from zsp.inference.sampling.checkpoint import read_checkpoint, write_checkpoint
 from zsp.inference.sampling.kernel import Density, Kernel, Transitions, Tuning
 from zsp.inference.sampling.metric import Metric, Moments, estimate_metric, unit_metric
-from zsp.inference.sampling.runner import Runner
+from zsp.inference.sampling.runner import Runner, choose_block
 from zsp.inference.sampling.stochastic.kernel import StochasticGradientKernel
 from zsp.inference.sampling.stochastic.run import sample_with_minibatches
 from zsp.inference.sampling.stochastic.running import RunningPredictions
@@ -230,6 +230,7 @@ class _Run:
         )
         self._window = 0
         self._count = torch.zeros(n_chains, dtype=torch.int64, device=log_density.device)
+        self._n_steps = 0  # of this window
         self._moments = self._new_moments()
         self._n_divergent = 0
         self._seconds = {"warmup": 0.0, "sampling": 0.0, "compile": 0.0}
@@ -297,7 +298,10 @@ class _Run:
             like.new_tensor(self._kernel.target_acceptance_rate),
             like.new_tensor(float(is_warmup and self._kernel.adapts)),
         )
-        self._state, ended = self._runner.block(self._state, like, tuning)
+        n_made = int(self._count.min())
+        n_steps = choose_block(window.length - n_made, n_made, self._n_steps)
+        self._n_steps += n_steps
+        self._state, ended = self._runner.block(self._state, like, tuning, n_steps)
         if ended is not None:
             self._take(ended, window, is_warmup)
         if int(self._count.min()) >= window.length:
@@ -337,6 +341,7 @@ class _Run:
         if self._window == len(self._windows) - 1:
             step_size = step_size.finish()
         self._count = torch.zeros_like(self._count)
+        self._n_steps = 0
         self._moments = self._new_moments()
         if window.estimates_mass or self._window == len(self._windows) - 1:
             self._begin(step_size)
@@ -366,6 +371,7 @@ class _Run:
             "first_log_density": self._first_log_density,
             "window": self._window,
             "count": self._count,
+            "n_steps": self._n_steps,
             "position": self._position,
             "n_divergent": self._n_divergent,
             "seconds": self._seconds,
@@ -380,6 +386,7 @@ class _Run:
     def _load(self, content: dict[str, Any]) -> None:
         self._window = content["window"]
         self._count = content["count"]
+        self._n_steps = content["n_steps"]
         self._position = content["position"]
         self._n_divergent = content["n_divergent"]
         self._seconds = content["seconds"]

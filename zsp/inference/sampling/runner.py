@@ -1,7 +1,8 @@
-"""Runs a kernel's steps in blocks, eagerly or several in a compiled call."""
+"""Runs a kernel's steps in blocks, eagerly or each block in a compiled call."""
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from typing import Any
@@ -9,19 +10,36 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from zsp.inference.executor import CompiledFunction, CompileError
+from zsp.inference.compiled_loop import CompiledLoop
+from zsp.inference.executor import CompileError
 from zsp.inference.sampling.arrays import to_numpy, to_torch
 from zsp.inference.sampling.kernel import Density, Kernel, Transitions, Tuning
 
-__all__ = ["BLOCK", "Runner"]
+__all__ = ["Runner", "choose_block"]
 
-BLOCK = 64
-"""Steps whose random numbers are drawn at once, and after which draws are stored."""
+MOST_STEPS = 256
+"""Steps of a block: in longer ones drawing random numbers and storing draws take less of the time."""
 
-OPERATIONS_PER_CALL = 1500
-"""About how many operations a compiled call is to have: more of them save calls, and cost time to compile."""
+MOST_TRANSITIONS = 64
+"""Transitions of a block, about: after them the progress is shown, and a checkpoint may be written."""
+
+
+LONGEST_CALL = 0.5
+"""Seconds of a compiled call, about, unless a single step takes longer."""
+
+
+def choose_block(n_left: int, n_made: int, n_steps: int) -> int:
+    """How many steps to take next, so that what is left is made and little more.
+
+    Args:
+        n_left: transitions that the slowest chain has to make.
+        n_made: those it has made so far.
+        n_steps: in so many steps.
+    """
+    per_transition = max(1.0, n_steps / n_made) if n_made else 1.0
+    return min(MOST_STEPS, math.ceil(min(n_left, MOST_TRANSITIONS) * per_transition))
 
 
 class Runner:
@@ -44,26 +62,29 @@ class Runner:
         self.is_compiled = is_compiled
         self.compile_seconds = 0.0
         self._is_traced = False
-        self._steps_per_call = 0
-        self._compiled: dict[Any, tuple[CompiledFunction, TreeSpec]] = {}
+        self._loops: dict[Any, CompiledLoop] = {}
+        self._steps_per_call = 1
 
-    def block(self, state: Any, position: Tensor, tuning: Tuning) -> tuple[Any, Transitions | None]:
+    def block(
+        self, state: Any, position: Tensor, tuning: Tuning, n_steps: int
+    ) -> tuple[Any, Transitions | None]:
         """The state after a block of steps.
 
         Args:
             state: the kernel's.
             position: any tensor of the shape, dtype and device of the chains' positions.
             tuning: metric and adaptation.
+            n_steps: at most MOST_STEPS.
 
         Returns:
             The new state, and what ended in the block, with a leading axis of steps; None if nothing did.
         """
         with torch.no_grad():
-            noise = self._kernel.draw_noise(BLOCK, position, self._generator)
+            noise = self._kernel.draw_noise(n_steps, position, self._generator)
             if self.is_compiled:
-                function = self._function(state, noise, tuning)
-                if function is not None:
-                    return self._compiled_block(function, state, noise, tuning)
+                loop = self._loop(state, noise, tuning)
+                if loop is not None:
+                    return self._compiled_block(loop, state, noise, tuning)
             if not self._is_traced:
                 self._is_traced = True
                 self._density.trace(position)
@@ -88,16 +109,17 @@ class Runner:
             return state, to_torch(tree_map(lambda *parts: numpy.stack(parts), *rows))
         return state, tree_map(lambda *parts: torch.stack(parts), *rows)
 
-    def _function(self, state: Any, noise: Any, tuning: Tuning) -> tuple[CompiledFunction, TreeSpec] | None:
-        """The compiled function for a metric of this kind, and the structure of the transitions it returns."""
+    def _loop(self, state: Any, noise: Any, tuning: Tuning) -> CompiledLoop | None:
+        """The compiled block for a metric of this kind."""
         leaves, structure = tree_flatten(tuning)
         kind = structure, *[leaf.shape for leaf in leaves]
-        if kind not in self._compiled:
+        if kind not in self._loops:
             start = time.perf_counter()
             try:
-                if not self._steps_per_call:
-                    self._steps_per_call = self._choose_steps_per_call(state, noise, tuning)
-                self._compiled[kind] = self._compile(state, noise, tuning)
+                self._loops[kind] = CompiledLoop(
+                    lambda *arguments: self._kernel.advance(self._density, *arguments), MOST_STEPS, state,
+                    tree_map(lambda leaf: leaf[0], noise), tuning, is_closure_fixed=True,
+                )  # fmt: skip
             except CompileError as error:
                 warnings.warn(
                     f"zsp.mcmc runs without compiled code, since the log density cannot be compiled: {error}. "
@@ -108,52 +130,20 @@ class Runner:
                 return None
             finally:
                 self.compile_seconds += time.perf_counter() - start
-        return self._compiled[kind]
+        return self._loops[kind]
 
-    def _choose_steps_per_call(self, state: Any, noise: Any, tuning: Tuning) -> int:
-        """The largest power of two for which a call is not too large to compile; it depends on the model alone."""
-        one = tree_map(lambda leaf: leaf[0], noise)
-        n_operations = CompiledFunction.count_operations(
-            lambda *arguments: self._kernel.advance(self._density, *arguments), state, one, tuning
-        )
-        n_steps = 1
-        while n_steps < MAX_STEPS_PER_CALL and 2 * n_steps * n_operations <= OPERATIONS_PER_CALL:
-            n_steps *= 2
-        return n_steps
-
-    def _compile(self, state: Any, noise: Any, tuning: Tuning) -> tuple[CompiledFunction, TreeSpec]:
-        n_steps = self._steps_per_call
-        structures: list[TreeSpec] = []
-
-        def steps(state: Any, noise: Any, tuning: Tuning) -> tuple[Any, Any]:
-            rows = []
-            leaves, structure = tree_flatten(noise)
-            for i in range(n_steps):
-                one = tree_unflatten([leaf[i] for leaf in leaves], structure)
-                state, ended = self._kernel.advance(self._density, state, one, tuning)
-                rows.append(ended)
-            stacked = tree_map(lambda *parts: torch.stack(parts), *rows)
-            structures[:] = [tree_flatten(stacked)[1]]
-            return state, stacked
-
-        example = tree_map(lambda leaf: leaf[:n_steps], noise)
-        return CompiledFunction(steps, state, example, tuning, is_closure_fixed=True), structures[0]
-
-    def _compiled_block(
-        self, function: tuple[CompiledFunction, TreeSpec], state: Any, noise: Any, tuning: Tuning
-    ) -> tuple[Any, Transitions]:
-        run, ended_structure = function[0].run, function[1]
-        state_leaves, state_structure = tree_flatten(state)
-        tuning_leaves = tree_flatten(tuning)[0]
-        n_state = len(state_leaves)
-        calls = [leaf.unflatten(0, (-1, self._steps_per_call)).unbind(0) for leaf in tree_flatten(noise)[0]]
-        rows = []
-        for call in zip(*calls, strict=True):
-            out = run([*state_leaves, *call, *tuning_leaves])
-            state_leaves = out[:n_state]
-            rows.append(out[n_state:])
-        columns = [torch.cat(parts) for parts in zip(*rows, strict=True)]
-        return tree_unflatten(state_leaves, state_structure), tree_unflatten(columns, ended_structure)
-
-
-MAX_STEPS_PER_CALL = 8
+    def _compiled_block(self, loop: CompiledLoop, state: Any, noise: Any, tuning: Tuning) -> tuple[Any, Transitions]:
+        """In calls of so many steps that an interrupt, which waits for their end, waits for less than a second."""
+        leaves, structure = tree_flatten(noise)
+        first, rows = 0, []
+        while first < len(leaves[0]):
+            start = time.perf_counter()
+            part = [leaf[first : first + self._steps_per_call] for leaf in leaves]
+            state, ended = loop(state, tree_unflatten(part, structure), tuning)
+            rows.append(ended)
+            first += self._steps_per_call
+            if time.perf_counter() - start < LONGEST_CALL / 2:
+                self._steps_per_call = min(2 * self._steps_per_call, MOST_STEPS)
+            elif time.perf_counter() - start > LONGEST_CALL:
+                self._steps_per_call = max(self._steps_per_call // 2, 1)
+        return state, rows[0] if len(rows) == 1 else tree_map(lambda *parts: torch.cat(parts), *rows)

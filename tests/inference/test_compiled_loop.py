@@ -1,0 +1,128 @@
+"""Compiled loops against loops in Python: what is carried, what is kept, what they are given, errors."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from zsp.inference.compiled_loop import CompiledLoop
+from zsp.inference.executor import CompileError
+
+N_STEPS = 9
+
+
+class State(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+    third: torch.Tensor
+    same: torch.Tensor
+    fourth: torch.Tensor
+    count: torch.Tensor
+
+
+def tensors(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+
+
+MATRIX, OFFSET = tensors((5, 5), 5)
+
+
+def step(state, inputs, fixed):
+    """Every way to carry: exchanged, returned twice, changed, kept; outputs that are arguments, views, results."""
+    new = torch.tanh(state.first @ MATRIX + inputs["shift"] + OFFSET) * fixed
+    (gradient,) = torch.autograd.grad((new.requires_grad_() ** 3).sum(), new)
+    after = State(state.second, state.first, new, state.same, new, state.count + inputs["flag"])
+    return after, {
+        "new": new, "again": new, "part": gradient[:, 1:3].T, "argument": state.fourth, "input": inputs["shift"],
+        "sum": (state.same * new[:2, :2]).sum(), "is_odd": state.count % 2 == 1,
+    }  # fmt: skip
+
+
+def example():
+    """State, inputs of all steps, and what is fixed."""
+    first, second, third, same, fourth, shift, fixed = tensors((3, 5), (3, 5), (3, 5), (2, 2), (3, 5), (N_STEPS, 5), ())
+    flags = torch.tensor([1, 0, 1, 1, 0, 0, 1, 1, 1])
+    count = torch.zeros(2, dtype=torch.int64)
+    return State(first, second, third, same, fourth, count), {"shift": shift, "flag": flags}, fixed
+
+
+def in_python(state, inputs, fixed):
+    rows = []
+    for i in range(len(inputs["flag"])):
+        state, row = step(state, tree_map(lambda leaf, i=i: leaf[i], inputs), fixed)
+        rows.append(row)
+    return state, tree_map(lambda *parts: torch.stack(parts), *rows)
+
+
+def test_a_loop_does_what_its_steps_do_and_changes_nothing_that_it_is_given():
+    state, inputs, fixed = example()
+    loop = CompiledLoop(step, N_STEPS, state, tree_map(lambda leaf: leaf[0], inputs), fixed)
+    expected = in_python(state, inputs, fixed)
+    given = tree_map(torch.clone, (state, inputs, fixed))
+    found = loop(state, inputs, fixed)
+    kept = tree_map(torch.clone, found)
+    again = loop(*found[:1], inputs, fixed)
+    for actual, wanted in ((kept, expected), (again, in_python(found[0], inputs, fixed)), (found, kept)):
+        assert isinstance(actual[0], State)
+        assert list(actual[1]) == list(expected[1])
+        for a, b in zip(tree_leaves(actual), tree_leaves(wanted), strict=True):
+            assert (a.dtype, a.requires_grad) == (b.dtype, False)
+            torch.testing.assert_close(a, b.detach(), rtol=1e-12, atol=1e-12)
+    for a, b in zip(tree_leaves((state, inputs, fixed)), tree_leaves(given), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_call_makes_as_many_steps_as_it_is_given_inputs():
+    state, inputs, fixed = example()
+    loop = CompiledLoop(step, N_STEPS, state, tree_map(lambda leaf: leaf[0], inputs), fixed)
+    for first, last in ((0, 1), (2, 6)):
+        part = tree_map(lambda leaf, first=first, last=last: leaf[first:last], inputs)
+        for a, b in zip(tree_leaves(loop(state, part, fixed)), tree_leaves(in_python(state, part, fixed)), strict=True):
+            torch.testing.assert_close(a, b.detach(), rtol=1e-12, atol=1e-12)
+    none = tree_map(lambda leaf: leaf[:0], inputs)
+    with pytest.raises(ValueError, match=r"^a call has at least 1 step and at most 9, got 0\.$"):
+        loop(state, none, fixed)
+
+
+def test_arguments_need_not_be_contiguous():
+    state, inputs, fixed = example()
+    loop = CompiledLoop(step, N_STEPS, state, tree_map(lambda leaf: leaf[0], inputs), fixed)
+    expected = tree_leaves(loop(state, inputs, fixed))
+    transposed = state._replace(first=state.first.T.contiguous().T)
+    wide = {**inputs, "shift": torch.cat([inputs["shift"], inputs["shift"]], 1)[:, :5]}
+    assert not transposed.first.is_contiguous()
+    assert not wide["shift"].is_contiguous()
+    for a, b in zip(tree_leaves(loop(transposed, wide, fixed)), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_loops_of_other_steps_are_other_code(tmp_path, monkeypatch):
+    """Compiled code is found again by what is in a loop."""
+    from torch._dynamo.utils import counters
+
+    before = counters["inductor"]["fxgraph_cache_hit"]
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    x, y = tensors(4, (3, 4))
+    for function in (torch.add, torch.mul, torch.add):
+        loop = CompiledLoop(lambda x, y, _, f=function: (f(x, y), f(x, y).sum()), 3, x, y[0], ())
+        end, sums = loop(x, y, ())
+        expected = x
+        for row, total in zip(y, sums, strict=True):
+            expected = function(expected, row)
+            torch.testing.assert_close(total, expected.sum())
+        torch.testing.assert_close(end, expected)
+    assert counters["inductor"]["fxgraph_cache_hit"] == before + 1
+
+
+def test_a_step_that_changes_a_tensor_in_place_is_explained():
+    count = torch.zeros(())
+
+    def counting(x, y, _):
+        count.add_(1)
+        return x + y, count
+
+    with pytest.raises(CompileError, match=r"^the function changes tensors in place, .*: return them$"):
+        CompiledLoop(counting, 3, torch.zeros(2), torch.zeros(2), ())
+    assert count == 0

@@ -1,0 +1,176 @@
+"""Compile a loop over steps into one call."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from zsp.inference.executor import CompileError, lower, prepare, stand_in, trace
+
+__all__ = ["CompiledLoop"]
+
+aten = torch.ops.aten
+
+
+class CompiledLoop:
+    """A state that a pure function advances step by step, compiled into one call of as many steps as asked for.
+
+    The function is traced and compiled once, however many steps there are, and in the steps nothing but its arithmetic
+    is left, on the CPU not even an allocation. Its results carry no gradient.
+
+    Args:
+        step: from a state, the inputs of a step, and what is the same in all of them, to the next state and the outputs
+            of the step; all of them pytrees of tensors. Without branches on data; it may differentiate inside.
+        most_steps: in a call.
+        state: an example.
+        inputs: those of one step, at least one tensor.
+        fixed: what is the same in all steps of a call.
+        is_closure_fixed: see :class:`zsp.inference.executor.CompiledFunction`.
+
+    Raises:
+        CompileError: if the function cannot be traced, or nothing here can compile it.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Any, Any, Any], tuple[Any, Any]],
+        most_steps: int,
+        state: Any,
+        inputs: Any,
+        fixed: Any,
+        *,
+        is_closure_fixed: bool = False,
+    ) -> None:
+        self._most_steps = most_steps
+        traced = trace(step, state, inputs, fixed)
+        if traced.changed:
+            raise CompileError("the function changes tensors in place, which a compiled loop does not do: return them")
+        self._constants = prepare(traced, is_closure_fixed)
+        self._structure = traced.structure
+        n_state, n_inputs = (len(tree_flatten(part)[0]) for part in (state, inputs))
+        leaves = [stand_in(leaf) for leaf in tree_flatten((state, inputs, fixed))[0]]
+        given = [*leaves, *self._constants]
+        self._n_state, self._carried = n_state, _carry(traced.graph, n_state)
+        same = [i for i in range(n_state) if i not in self._carried]
+        self._order = [*self._carried, *range(n_state, len(given)), *same]
+        one = [given[i] for i in self._order]
+        n_carried = len(self._carried)
+        n_before = n_carried + n_inputs
+        inputs = [leaf.new_empty(most_steps, *leaf.shape) for leaf in one[n_carried:n_before]]
+        arguments = [*one[:n_carried], *inputs, *one[n_before:]]
+        self._zero = torch.zeros((), dtype=torch.int64)
+        self._code = lower(
+            _loop(traced.graph, most_steps, n_carried, n_inputs), [self._zero, self._zero, *arguments]
+        )
+
+    def __call__(self, state: Any, inputs: Any, fixed: Any) -> tuple[Any, Any]:
+        """The state after some steps, and the outputs of all of them.
+
+        Args:
+            state: of the structure, shapes and dtypes of the example.
+            inputs: the same, with a leading axis of steps, at most ``most_steps``.
+            fixed: the same as the example.
+
+        Returns:
+            The state, and the outputs with a leading axis of steps.
+        """
+        leaves = tree_flatten((state, inputs, fixed))[0]
+        n_steps = len(leaves[self._n_state])
+        if not 1 <= n_steps <= self._most_steps:
+            raise ValueError(f"a call has at least 1 step and at most {self._most_steps}, got {n_steps}.")
+        # the code was made for contiguous arguments and does not look at their strides
+        given = [leaf.contiguous() for leaf in leaves] + self._constants
+        made = list(self._code([self._zero, self._zero + n_steps, *[given[i] for i in self._order]]))
+        end = given[: self._n_state]
+        for i, leaf in zip(self._carried, made, strict=False):
+            end[i] = leaf
+        outputs = [leaf[:n_steps] for leaf in made[len(self._carried) :]]
+        return tree_unflatten([*end, *outputs], self._structure)
+
+
+def _carry(body: GraphModule, n_state: int) -> list[int]:
+    """Which leaves of the state the body changes; it takes and returns these first, and takes the others last."""
+    arguments, results = _ends(body)
+    carried = [i for i in range(n_state) if results[i] is not arguments[i]]
+    last = arguments[-1]
+    for i in reversed(range(n_state)):
+        if i not in carried:
+            last.append(arguments[i])
+    (end,) = body.graph.find_nodes(op="output")
+    returned: list[Node] = []
+    with body.graph.inserting_before(end):
+        for result in [results[i] for i in carried] + results[n_state:]:
+            # what is carried has a place of its own
+            is_own = result not in arguments and result not in returned
+            returned.append(result if is_own else body.graph.call_function(aten.clone.default, (result,)))
+    end.args = (tuple(returned),)
+    body.recompile()
+    return carried
+
+
+def _ends(graph: GraphModule) -> tuple[list[Node], list[Any]]:
+    """The arguments and the results."""
+    (end,) = graph.graph.find_nodes(op="output")
+    return list(graph.graph.find_nodes(op="placeholder")), list(end.args[0])
+
+
+def _loop(body: GraphModule, capacity: int, n_carried: int, n_inputs: int) -> GraphModule:
+    """The body as a loop.
+
+    Its arguments are zero, the number of steps, and the body's, whose inputs have a leading axis of steps; its results
+    are those of the body, which have one of ``capacity`` unless they are carried.
+    """
+    arguments, results = _ends(body)
+    graph = Graph()
+    index, stop, *given = (graph.placeholder(name) for name in ("index", "stop", *[node.name for node in arguments]))
+    stores = []
+    for value in (result.meta["val"] for result in results[n_carried:]):
+        strides = [value.numel(), *torch.empty(value.shape, device="meta").stride()]
+        like = {"dtype": value.dtype, "device": value.device}
+        stores.append(graph.call_function(aten.empty_strided.default, ([capacity, *value.shape], strides), like))
+    changing, same = [index, *stores, *given[:n_carried]], [stop, *given[n_carried:]]
+    parts = {
+        "goes_on": _condition(len(changing), len(same)),
+        "step": _step(body, capacity, len(stores), n_carried, n_inputs),
+    }
+    functions = [graph.get_attr(name) for name in parts]
+    loop = graph.call_function(torch.ops.higher_order.while_loop, (*functions, tuple(changing), tuple(same)))
+    n_before = 1 + len(stores)
+    order = [*range(n_before, n_before + n_carried), *range(1, n_before)]
+    graph.output(tuple(graph.call_function(operator.getitem, (loop, i)) for i in order))
+    return GraphModule(parts, graph)
+
+
+def _condition(n_changing: int, n_same: int) -> GraphModule:
+    """Whether the first of what changes, the index, is below the first of what does not, the number of steps."""
+    graph = Graph()
+    arguments = [graph.placeholder(f"argument_{i}") for i in range(n_changing + n_same)]
+    graph.output(graph.call_function(aten.lt.Tensor, (arguments[0], arguments[n_changing])))
+    return GraphModule({}, graph)
+
+
+def _step(body: GraphModule, capacity: int, n_stores: int, n_carried: int, n_inputs: int) -> GraphModule:
+    """The body for the row of its inputs that the index says; it writes its outputs to that row of the stores."""
+    arguments, _ = _ends(body)
+    graph = Graph()
+    index = graph.placeholder("index")
+    stores = [graph.placeholder(f"store_{i}") for i in range(n_stores)]
+    carried = [graph.placeholder(node.name) for node in arguments[:n_carried]]
+    graph.placeholder("stop")
+    given = [graph.placeholder(node.name) for node in arguments[n_carried:]]
+    row = graph.call_function(aten._local_scalar_dense.default, (index,))
+    for comparison, bound in ((operator.ge, 0), (operator.lt, capacity)):
+        is_within = graph.call_function(comparison, (row, bound))
+        graph.call_function(aten._assert_scalar.default, (is_within, "the number of steps is too large"))
+    inputs = [graph.call_function(aten.select.int, (node, 0, row)) for node in given[:n_inputs]]
+    values = dict(zip(arguments, [*carried, *inputs, *given[n_inputs:]], strict=True))
+    results: Any = graph.graph_copy(body.graph, values)
+    for store, result in zip(stores, results[n_carried:], strict=True):
+        graph.call_function(aten.copy_.default, (graph.call_function(aten.select.int, (store, 0, row)), result))
+    graph.output((graph.call_function(aten.add.Tensor, (index, 1)), *stores, *results[:n_carried]))
+    return GraphModule({}, graph)

@@ -1,0 +1,174 @@
+"""C++ code of loops that allocate nothing in their steps.
+
+Inductor's code of a loop makes every tensor of a step anew, and a handle for each argument, which takes longer than the
+arithmetic of a small step. Here they are made before the loop: what a step makes for itself is written over by the next
+one, and what it hands to the next one is kept twice, to be written in turn.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch._inductor.codegen.common as registry
+from torch._inductor import ir
+from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+from torch._inductor.codegen.wrapper import EnterSubgraphLine, ExitSubgraphLine, WrapperLine
+from torch._inductor.utils import DeferredLineBase, IndentedBuffer
+
+__all__ = ["loops_without_allocations"]
+
+
+@contextmanager
+def loops_without_allocations() -> Iterator[None]:
+    """Have Inductor's calls on the CPU written by :class:`_Wrapper`."""
+    registry.init_backend_registration()
+    before = registry.device_codegens["cpu"]
+    registry.device_codegens["cpu"] = registry.DeviceCodegen(
+        before.scheduling, before.wrapper_codegen, _Wrapper, before.fx_wrapper_codegen
+    )
+    try:
+        yield
+    finally:
+        registry.device_codegens["cpu"] = before
+
+
+class _Declarations(DeferredLineBase):
+    """The place before a loop for its tensors, which are known only when its code has been written."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("declarations")
+        self.lines = lines
+
+    def __call__(self) -> str:
+        return "\n".join(self.lines)
+
+    def _new_line(self, line: str) -> _Declarations:
+        return _Declarations(self.lines)
+
+
+class _LoopBegins(WrapperLine):
+    def __init__(self, wrapper: _Wrapper) -> None:
+        self._wrapper = wrapper
+
+    def codegen(self, code: IndentedBuffer) -> None:
+        self._wrapper.declarations.append([])
+        code.writeline(_Declarations(self._wrapper.declarations[-1]))
+
+
+class _LoopEnds(_LoopBegins):
+    def codegen(self, code: IndentedBuffer) -> None:
+        self._wrapper.declarations.pop()
+
+
+class _Wrapper(CppWrapperCpu):
+    """Writes a call as Inductor does, but for what is in a loop.
+
+    Attributes:
+        declarations: for each loop whose code is being written, what is declared before it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.declarations: list[list[str]] = []
+        self._kept: set[str] = set()
+
+    @staticmethod
+    def create(
+        is_subgraph: bool, subgraph_name: str | None, parent_wrapper: Any, partition_signatures: Any = None
+    ) -> _Wrapper:
+        """As Inductor asks for it."""
+        return _Wrapper()
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def codegen_while_loop(self, while_loop: Any, stack_output: bool = False) -> None:
+        """The condition and the body in one endless loop, with references to what is outside as their arguments."""
+        carried = self._get_while_loop_carried_output_names(while_loop)
+        changed = {name for out in while_loop.mutation_outputs for name in out.get_mutation_names()}
+        for buffer, name in zip(while_loop.carried_inputs, carried, strict=True):
+            # what is carried is written over in the loop, so that it must not be the caller's
+            function = "assign_tensors_out" if buffer.get_name() in changed else "clone"
+            self._write_handle(name, f"aoti_torch_{function}({buffer.codegen_reference()}, &{name}_handle)")
+        arguments = [*carried, *[buffer.codegen_reference() for buffer in while_loop.additional_inputs]]
+        condition = while_loop.cond_subgraph
+        self.writeline(_LoopBegins(self))
+        self.writeline("while (true) {")
+        for part, results in ((condition, []), (while_loop.body_subgraph, carried)):
+            self.writeline(EnterSubgraphLine(self, part.graph))
+            self.codegen_subgraph(part, arguments, results)
+            if part is condition:
+                self.codegen_tensor_item(torch.bool, part.graph.graph_outputs[0].codegen_reference(), "goes_on")
+                self.writeline("if (!goes_on) break;")
+            self.writeline(ExitSubgraphLine(self))
+        self.writeline("}")
+        self.writeline(_LoopEnds(self))
+
+    def codegen_subgraph_prefix(self, subgraph: Any, outer_inputs: Sequence[str], outer_outputs: Sequence[str]) -> None:
+        """Names for the arguments."""
+        for (name, value), outer in zip(subgraph.graph.graph_inputs.items(), outer_inputs, strict=True):
+            if isinstance(value, ir.TensorBox):
+                # an expression makes a new handle, which lives as long as the reference
+                self.writeline(f"auto&& {name} = {outer};")
+                self._kept.add(name)
+
+    def codegen_subgraph_suffix(self, subgraph: Any, outer_inputs: Sequence[str], outer_outputs: Sequence[str]) -> None:
+        """Exchange results for what was carried before."""
+        arguments = list(subgraph.graph.graph_inputs)
+        results = [result.codegen_reference() for result in subgraph.graph.graph_outputs]
+        times = Counter(results)
+        exchanged = []
+        for i, (outer, result) in enumerate(zip(outer_outputs, results, strict=False)):  # a condition has no outer ones
+            if i < len(arguments) and result == arguments[i] and outer == outer_inputs[i]:
+                continue  # handed on as it was
+            if result in arguments or times[result] > 1 or not result.isidentifier():
+                name = f"{subgraph.name}_result_{i}"
+                self._write_handle(name, f"aoti_torch_clone({result}, &{name}_handle)")
+                result = name
+            exchanged.append((outer, result))
+        for outer, result in exchanged:
+            self.writeline(f"std::swap({outer}, {result});")
+
+    def _write_handle(self, name: str, call: str) -> None:
+        self.writeline(f"AtenTensorHandle {name}_handle;")
+        self.writeline(f"AOTI_TORCH_ERROR_CODE_CHECK({call});")
+        self.writeline(f"RAIIAtenTensorHandle {name}({name}_handle);")
+
+    # -- the tensors of its steps -------------------------------------------------------------------------------------
+
+    def make_buffer_allocation(self, buffer: Any) -> str:
+        """The line that makes a tensor."""
+        shape, stride, name = buffer.get_size(), buffer.get_stride(), buffer.get_name()
+        is_static = self.is_statically_known_list_of_ints([*shape, *stride])
+        if not self.declarations or not is_static or buffer.get_is_pinned():
+            return super().make_buffer_allocation(buffer)
+        device_type, device_index = self.codegen_device(buffer.get_device()).split(",")
+        sizes, strides = (", ".join(f"{int(n)}L" for n in [*numbers, 0]) for numbers in (shape, stride))
+        self.declarations[-1].append(
+            f"AtenTensorHandle {name}_handle; {{ int64_t sizes[] = {{{sizes}}}, strides[] = {{{strides}}}; "
+            f"AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided({len(shape)}, sizes, strides, "
+            f"{self.codegen_dtype(buffer.get_dtype())}, {device_type}, {device_index}, &{name}_handle)); }} "
+            f"RAIIAtenTensorHandle {name}({name}_handle);"
+        )
+        self._kept.add(name)
+        return ""
+
+    def make_buffer_free(self, buffer: Any) -> str:
+        """The line that frees a tensor after its last use."""
+        return "" if buffer.get_name() in self._kept else super().make_buffer_free(buffer)
+
+    def make_free_by_names(self, names_to_del: list[str]) -> str:
+        """The same for several."""
+        return super().make_free_by_names([name for name in names_to_del if name not in self._kept])
+
+    def make_buffer_reuse(self, old: Any, new: Any, delete_old: bool) -> str:
+        """The line that has a tensor take the place of another one, which is not needed any more."""
+        if old.get_name() not in self._kept:
+            return super().make_buffer_reuse(old, new, delete_old)
+        if (old.get_size(), old.get_stride()) != (new.get_size(), new.get_stride()):
+            return self.make_buffer_allocation(new)
+        self._kept.add(new.get_name())
+        return f"auto& {new.get_name()} = {old.get_name()};"
