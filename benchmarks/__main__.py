@@ -1,6 +1,16 @@
 """All benchmarks, or those named, in one table."""
 
-from benchmarks import compiled_fit, estimators, import_time, memory, node_overhead, sgmcmc, vae_step
+from benchmarks import (
+    compiled_fit,
+    estimators,
+    import_time,
+    mcmc,
+    mcmc_process,
+    memory,
+    node_overhead,
+    sgmcmc,
+    vae_step,
+)
 from benchmarks.timing import main
 
 main(
@@ -8,6 +18,8 @@ main(
         vae_step.BENCHMARK,
         compiled_fit.BENCHMARK,
         estimators.BENCHMARK,
+        mcmc.BENCHMARK,
+        mcmc_process.BENCHMARK,
         sgmcmc.BENCHMARK,
         node_overhead.BENCHMARK,
         import_time.BENCHMARK,

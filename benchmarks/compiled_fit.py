@@ -161,7 +161,7 @@ def check() -> None:
 
 def rows(options: Options) -> Iterator[Row]:
     if not options.compile:
-        yield Row("compiled fit", "not run without --compile")
+        yield Row("compiled fit", "not run with --eager")
         return
     yield from _rows_of(SMALL, ZspVAE, HandWrittenVAE, 1, 0.22, 100, options)
     yield from _rows_of(LARGE, ZspVAE, HandWrittenVAE, 1, 0.8, 4, options)

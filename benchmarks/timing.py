@@ -33,7 +33,7 @@ class Options:
     Attributes:
         repeats: rounds of interleaved timing; None leaves the number to each benchmark.
         threads: torch's threads, and those of JAX where it has not been imported yet.
-        compile: whether to time compiled losses as well, which takes a minute or two.
+        compile: whether to time compiled steps as well, which takes minutes.
         cpu_time: whether to time steps by the processor time of all the program's threads, for a machine that is busy
             with other things.
     """
@@ -205,7 +205,7 @@ def main(benchmarks: Sequence[Benchmark], arguments: Sequence[str] | None = None
         parser.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(names)}; default all of them")
     parser.add_argument("--repeats", type=int, help="rounds of interleaved timing (default: what each needs)")
     parser.add_argument("--threads", type=int, default=1, help="default 1")
-    parser.add_argument("--compile", action="store_true", help="also time the compiled loss, which takes minutes")
+    parser.add_argument("--eager", action="store_true", help="leave out steps that are compiled, which takes minutes")
     parser.add_argument("--cpu-time", action="store_true", help="time steps by processor time, for a busy machine")
     given = parser.parse_args(arguments)
     chosen = getattr(given, "names", [])
@@ -214,7 +214,7 @@ def main(benchmarks: Sequence[Benchmark], arguments: Sequence[str] | None = None
         parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(names)}")
     run(
         [benchmark for benchmark in benchmarks if not chosen or benchmark.name in chosen],
-        Options(given.repeats, given.threads, given.compile, given.cpu_time),
+        Options(given.repeats, given.threads, not given.eager, given.cpu_time),
     )
 
 

@@ -45,7 +45,7 @@ def test_compiled_fit_without_peers(monkeypatch):
     missing, row = compiled_fit._rows_of(TINY, *nets, 2, 0.8, 3, ONCE)
     assert missing.result == "not installed" and row.bar == "at most 0.8"
     assert row.name == "IWAE 6-5-2, K = 2: zsp.fit, compiled / hand-written"
-    assert [row.result for row in compiled_fit.rows(ONCE)] == ["not run without --compile"]
+    assert [row.result for row in compiled_fit.rows(ONCE)] == ["not run with --eager"]
 
 
 def test_sgmcmc_without_peers(monkeypatch):

@@ -81,6 +81,54 @@ def test_terms_keep_their_signs():
     torch.testing.assert_close(traced.graph(x, y)[0], function(x, y), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("value_first", [True, False])
+def test_a_logistic_function_takes_the_exponential_that_is_there(dtype, value_first):
+    x = 40 * torch.randn(90, 100, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+    def function(x):
+        parts = [lambda: torch.log1p(torch.exp(-x.abs())), lambda: torch.sigmoid(x)]
+        found = [part() for part in (parts if value_first else parts[::-1])]
+        return found if value_first else found[::-1]
+
+    traced = trace(function, x)
+    graph_rewrites.share_exponentials(traced.graph)
+    found = targets(traced.graph)
+    assert aten.sigmoid.default not in found
+    assert found.count(aten.exp.default) == 1
+    for a, b in zip(traced.graph(x), function(x.double()), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).tiny)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda x: torch.sigmoid(x) * torch.exp(-x), id="another exponential"),
+        pytest.param(lambda x: torch.sigmoid(x[:9]) * torch.exp(-x[:9].abs()), id="few numbers"),
+        pytest.param(lambda x: torch.sigmoid(x.T) * torch.exp(-x.T.abs()), id="not contiguous"),
+    ],
+)
+def test_other_logistic_functions_are_left(function):
+    traced = trace(function, torch.randn(90, 100))
+    before = targets(traced.graph)
+    graph_rewrites.share_exponentials(traced.graph)
+    assert targets(traced.graph) == before
+
+
+@pytest.mark.parametrize("columns", [25, 32])
+def test_a_fixed_matrix_is_padded_for_a_tall_product(columns):
+    matrix = torch.randn(40, columns, dtype=torch.float64)
+    x = torch.randn(60, 40, dtype=torch.float64)
+    traced = trace(lambda x: x @ matrix, x)
+    graph_rewrites.pad_products(traced.graph, len(traced.constants))
+    graph_rewrites.widen_products(traced.graph)
+    constants = graph_rewrites.fold_fixed_constants(traced.graph, traced.constants)
+    shapes = [node.meta["val"].shape for node in traced.graph.graph.nodes if node.target is aten.mm.default]
+    assert shapes == [(60, 32)]
+    assert aten.constant_pad_nd.default not in targets(traced.graph)
+    torch.testing.assert_close(traced.graph(x, *constants)[0], x @ matrix, rtol=1e-12, atol=1e-12)
+
+
 def test_a_tall_product_is_made_wide():
     first, second = torch.randn(60, 30, dtype=torch.float64), torch.randn(30, 4, dtype=torch.float64)
     traced = trace(torch.mm, first, second)

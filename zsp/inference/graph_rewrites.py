@@ -4,6 +4,8 @@ A compiler neither changes rounding nor knows what stays the same:
 
 - :func:`group_logarithms`: the sum of :math:`\log(1 + e^{-|x|})`, of which logistic likelihoods are made, takes one
   logarithm for a group of terms instead of one for each.
+- :func:`share_exponentials`: a logistic function takes the exponential of the logarithm beside it.
+- :func:`pad_products`: a fixed matrix has as many columns as fill the processor's vectors.
 - :func:`widen_products`: a tall product of matrices becomes the transposed of a wide one.
 - :func:`sum_thin_products`: a product of a few rows with a constant becomes a sum, to be fused with what is around it.
 - :func:`fold_constants`, :func:`fold_fixed_constants`: what is the same in every call is computed once.
@@ -25,6 +27,8 @@ __all__ = [
     "group_logarithms",
     "lift_constants",
     "mutates",
+    "pad_products",
+    "share_exponentials",
     "sum_thin_products",
     "unique_outputs",
     "widen_products",
@@ -37,6 +41,10 @@ MIN_GROUP = 4
 MIN_WIDTH = 16  # groups lie side by side in a vector of the processor
 
 MAX_ROWS = 4  # of a product that is a sum; every row reads the whole matrix
+MIN_SHARED = 8_192  # fewer exponentials are computed twice in the time in which they are written
+
+COLUMNS = 16  # a multiple of the numbers in a vector of the processor
+
 MAX_CONSTANT = 65_536  # numbers in that matrix, so that it stays in a cache
 
 
@@ -81,8 +89,9 @@ def group_logarithms(graph: GraphModule) -> None:
 
 def _group_size(n: int) -> int:
     """The largest size of groups that can be made of n terms; 0 if none is worth it."""
-    sizes = range(MIN_GROUP, MAX_GROUP + 1)
-    return max((size for size in sizes if n % size == 0 and n // size >= MIN_WIDTH), default=0)
+    sizes = [size for size in range(MIN_GROUP, MAX_GROUP + 1) if n % size == 0 and n // size >= MIN_WIDTH]
+    wide = [size for size in sizes if n // size >= 2 * MIN_WIDTH]  # the last vector, which is not full, counts for less
+    return max(wide or sizes, default=0)
 
 
 def _terms(node: Node, sign: int) -> Iterator[tuple[int, Node]]:
@@ -120,12 +129,65 @@ def _combine(terms: Sequence[tuple[int, Node]], call: Callable[..., Node]) -> No
     return result
 
 
+def share_exponentials(graph: GraphModule) -> None:
+    r"""Take :math:`\sigma(x) = 1 / (1 + u)`, or :math:`u / (1 + u)` if x < 0, where :math:`u = e^{-|x|}` is there."""
+    nodes = list(graph.graph.nodes)
+    for sigmoid in nodes:
+        if sigmoid.target is not aten.sigmoid.default or not sigmoid.meta["val"].is_contiguous():
+            continue
+        if sigmoid.meta["val"].numel() < MIN_SHARED:
+            continue
+        (x,) = sigmoid.args
+        same = [node for node in nodes if node.target is aten.exp.default and _is_exp_of_minus_abs(node, x)]
+        if not same:
+            continue
+        call, value = _caller(graph.graph), x.meta["val"]
+        with graph.graph.inserting_before(min([sigmoid, *same], key=nodes.index)):
+            u = call(aten.exp.default, call(aten.neg.default, call(aten.abs.default, x)))
+            # a view that a compiler looks through only after it has written u to memory; it would compute u twice
+            u = call(aten.as_strided.default, u, list(value.shape), list(value.stride()))
+        for node in same:
+            node.replace_all_uses_with(u)
+        with graph.graph.inserting_before(sigmoid):
+            above = call(aten.reciprocal.default, call(aten.add.Tensor, u, 1))
+            below = call(aten.mul.Tensor, u, above)
+            sigmoid.replace_all_uses_with(call(aten.where.self, call(aten.lt.Scalar, x, 0), below, above))
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _is_exp_of_minus_abs(node: Node, x: Node) -> bool:
+    for target in (aten.exp.default, aten.neg.default, aten.abs.default):
+        if node.target is not target:
+            return False
+        node = node.args[0]  # type: ignore[assignment]
+    return node is x
+
+
+def pad_products(graph: GraphModule, n_constants: int) -> None:
+    """Add columns of zeros to a matrix that is fixed, one of the last inputs, where a tall product has few columns."""
+    constants = _last_inputs(graph, n_constants)
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.mm.default or _source(node.args[1]) not in constants:
+            continue
+        rows, columns = node.meta["val"].shape
+        missing = -columns % COLUMNS
+        if rows > columns > 1 and missing < columns:
+            call = _caller(graph.graph)
+            with graph.graph.inserting_before(node):
+                matrix = call(aten.constant_pad_nd.default, node.args[1], [0, missing])
+                result = call(aten.slice.Tensor, call(aten.mm.default, node.args[0], matrix), 1, 0, columns)
+            node.replace_all_uses_with(result)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
 def widen_products(graph: GraphModule) -> None:
     """Make no product of matrices with more rows than columns: libraries take their time over tall and thin ones."""
     for node in list(graph.graph.nodes):
         if node.target is aten.mm.default:
             rows, columns = node.meta["val"].shape
-            if rows > columns > 1:
+            if rows > columns > 1 and columns % COLUMNS:
                 call = _caller(graph.graph)
                 with graph.graph.inserting_before(node):
                     first, second = (call(aten.permute.default, factor, [1, 0]) for factor in node.args)
@@ -239,7 +301,8 @@ def fold_fixed_constants(graph: GraphModule, constants: Sequence[Tensor]) -> lis
         inputs = node.all_input_nodes
         if not all(source in computed for source in inputs):
             continue
-        if node.meta["val"].numel() > max([FEW, *[computed[source].numel() for source in inputs]]):
+        is_padded = node.target is aten.constant_pad_nd.default
+        if not is_padded and node.meta["val"].numel() > max([FEW, *[computed[source].numel() for source in inputs]]):
             continue  # one that is expanded, which costs nothing, would be read from memory
         computed[node] = _evaluate(node, computed)
         if any(source in depends for source in inputs):

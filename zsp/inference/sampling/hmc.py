@@ -132,11 +132,13 @@ class HMC(Kernel):
         position, force, momentum, log_density = s.position, s.force, noise.momentum, s.log_density
         energy = kinetic(momentum) - log_density
         momentum = momentum + 0.5 * step * force
-        for i in range(self.n_leapfrogs):
+        for _ in range(self.n_leapfrogs - 1):
             position = position + step * metric.push(momentum)
-            log_density, gradient = density(position)
-            force = metric.pull(gradient)
-            momentum = momentum + (0.5 if i == self.n_leapfrogs - 1 else 1.0) * step * force
+            momentum = momentum + step * metric.pull(density.gradient(position))
+        position = position + step * metric.push(momentum)
+        log_density, gradient = density(position)
+        force = metric.pull(gradient)
+        momentum = momentum + 0.5 * step * force
         change = energy + log_density - kinetic(momentum)
         change = xp.where(abs(change) < 1e30, change, -1e30)  # what is not a number is not accepted
         acceptance_rate = xp.exp(xp.where(change < 0, change, 0.0))

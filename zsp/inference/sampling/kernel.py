@@ -49,6 +49,7 @@ class Density:
     def __init__(self, log_density: Callable[[Tensor], Tensor]) -> None:
         self._log_density = log_density
         self._traced: TracedFunction | None = None
+        self._traced_gradient: TracedFunction | None = None
 
     def trace(self, position: Tensor) -> None:
         """From now on evaluate positions of this shape from a graph, without the Python of the model and of autograd.
@@ -71,6 +72,16 @@ class Density:
             value = self._value(position)
             (gradient,) = torch.autograd.grad(value.sum(), position)
         return value.detach(), gradient
+
+    def gradient(self, position: Array) -> Array:
+        """The gradients alone, for steps that do not look at the log densities."""
+        if self._traced is None or is_traced():
+            return self(position)[1]
+        if library(position) is not torch:
+            return self.gradient(torch.from_numpy(position)).numpy()
+        if self._traced_gradient is None:
+            self._traced_gradient = TracedFunction(lambda position: self(position)[1:], position)
+        return self._traced_gradient(position)[0]
 
     def _value(self, position: Tensor) -> Tensor:
         if not is_traced():

@@ -61,7 +61,7 @@ class Trajectory(NamedTuple):
     candidate_log_density: Array
     tree_momentum: Array  # [chain, D]: sum over the tree
     subtree_momentum: Array
-    checkpoint_sum: Array  # [chain, place, D]: sum of the subtree's momenta before the leaf
+    checkpoint_sum: Array  # [place, chain, D]: sum of the subtree's momenta before the leaf
     checkpoint_first: Array  # its momentum
     checkpoint_previous: Array  # the momentum of the leaf before it
     leaf: Array  # [chain]: number of the subtree's leaves so far
@@ -142,8 +142,7 @@ class NUTS(Kernel):
         log_density, gradient = density(position)
         force = metric.pull(gradient)
         zero, count = xp.zeros_like(log_density), xp.zeros_like(log_density, dtype=xp.int64)
-        place = xp.zeros_like(position)[:, None]
-        places = xp.concat([place] * self.max_tree_depth, 1)
+        places = xp.stack([xp.zeros_like(position)] * self.max_tree_depth)
         table = _leaf_table(self.max_tree_depth, torch.device("cpu") if xp is not torch else position.device)
         return Trajectory(
             position, force, noise.momentum, position, force, noise.momentum,
@@ -188,21 +187,20 @@ def _advance(
 
     table = s.table
     counts = table[s.leaf]
-    n_ones, n_trailing = counts[:, :1], counts[:, 1:2]
-    place = table[: s.checkpoint_sum.shape[1], 2]
+    n_ones, n_trailing = counts[:, 0], counts[:, 1]
+    place = table[: len(s.checkpoint_sum), 2:]
     here = (place == n_ones)[:, :, None]
-    sums = xp.where(here, s.subtree_momentum[:, None], s.checkpoint_sum)
-    first = xp.where(here, momentum[:, None], s.checkpoint_first)
-    previous = xp.where(here, s.momentum[:, None], s.checkpoint_previous)
+    sums = xp.where(here, s.subtree_momentum, s.checkpoint_sum)
+    first = xp.where(here, momentum, s.checkpoint_first)
+    previous = xp.where(here, s.momentum, s.checkpoint_previous)
 
     is_complete = (place < n_ones) & (place >= n_ones - n_trailing)
     is_rejected = is_divergent
     if not can_look or is_complete.any():
         turns = _turns(
-            first[:, :-1], previous[:, 1:], sums[:, 1:] - sums[:, :-1],
-            first[:, 1:], momentum[:, None], subtree_momentum[:, None] - sums[:, 1:],
+            first[:-1], previous[1:], sums[1:] - sums[:-1], first[1:], momentum, subtree_momentum - sums[1:]
         )  # fmt: skip
-        is_rejected = is_rejected | (turns & is_complete[:, :-1]).any(-1)
+        is_rejected = is_rejected | (turns & is_complete[:-1]).any(0)
     is_last = s.leaf + 1 == s.size
     is_over = is_last | is_rejected
     state = s._replace(
@@ -232,10 +230,10 @@ def _join(
     is_done = is_rejected
     if not accepted.is_empty:
         turns = _turns(
-            s.other_momentum, s.checkpoint_previous[:, 0], s.tree_momentum,
-            s.checkpoint_first[:, 0], s.momentum, s.subtree_momentum,
+            s.other_momentum, s.checkpoint_previous[0], s.tree_momentum,
+            s.checkpoint_first[0], s.momentum, s.subtree_momentum,
         )  # fmt: skip
-        is_done = is_done | (is_accepted & (turns | (s.depth + 1 == s.checkpoint_sum.shape[1])))
+        is_done = is_done | (is_accepted & (turns | (s.depth + 1 == len(s.checkpoint_sum))))
     depth = s.depth + is_accepted
     taken = Choice(is_accepted & (noise.log_uniform[:, 1] <= s.subtree_log_weight - s.log_weight))
     proposal = taken(s.candidate, s.proposal)
