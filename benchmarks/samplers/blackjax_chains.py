@@ -102,11 +102,14 @@ def hmc(
     """A function that makes ``n_transitions`` of HMC, nothing adapted, and says what one of them took."""
     kernel = blackjax.hmc(_target(problem), step_size, jnp.ones(problem.n_dims), n_leapfrogs)
 
+    def transition(key: Any, state: Any) -> Any:
+        return kernel.step(key, state)[0]
+
     def steps(keys: Any, state: Any) -> Any:
         def step(carry: Any, _: None) -> Any:
             keys, state = carry
             keys, now = jnp.unstack(jax.vmap(random.split)(keys), axis=1)
-            state, _ = vectorised(kernel.step, n_chains)(now, state)
+            state = vectorised(transition, n_chains)(now, state)
             return (keys, state), state.position
 
         return lax.scan(step, (keys, state), None, n_transitions)

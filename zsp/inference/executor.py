@@ -398,6 +398,7 @@ def _lower(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
         "alignment_asserts": False,
         "fallback_random": True,
         "cpp_wrapper": on_cpu,
+        "cpp.vec_isa_ok": True,  # what the processor has the compiler knows: trying it out takes eight seconds
         "cpp_wrapper_build_separate": on_cpu,  # calls need less optimisation than kernels: half of the time to compile
         "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.while_loop": "its parts are in the key"},
     }
