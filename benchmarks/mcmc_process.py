@@ -3,7 +3,8 @@
 Time runs from the start of a fresh process to its end: 1,000 warm-up transitions and 1,000 draws of four chains with
 NUTS, importing and compiling included. zsp's compiled code is kept on disk between processes, so it is measured with an
 empty cache and with one that a process before has filled; NumPyro keeps none unless told to. Memory is the largest
-resident size over that after the import, for 1,024 chains x 1,000 draws x 25 parameters, of which the draws are 98 MiB.
+resident size over that after the import, for 1,024 chains x 1,000 draws x 25 parameters, of which the draws are 98 MiB;
+and that of a whole process which runs SGHMC with 100 chains of a net 784-400-400-10 on 60,000 images of MNIST's size.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from benchmarks.timing import Benchmark, Options, Row, main, show_time
 ROOT = Path(__file__).resolve().parents[1]
 N_CHAINS, N_DRAWS, N_WARMUP = 1024, 1000, 100  # of the run whose memory is measured
 AT_MOST_MIB = 1024.0
+N_NETWORKS, N_STEPS, NETWORKS_AT_MOST_MIB = 100, 10, 8192.0
 PROBLEMS = ("eight_schools", "logistic_regression")
 
 
@@ -43,6 +45,15 @@ def rows(options: Options) -> Iterator[Row]:
         f"at most {AT_MOST_MIB:,.0f} MiB",
         mib <= AT_MOST_MIB,
         f"of which draws {N_CHAINS * N_DRAWS * 25 * 4 / 2**20:.0f} MiB",
+        threads=options.threads,
+    )
+    mib = float(_run(["network_memory", str(N_NETWORKS), str(N_STEPS)], dict(os.environ)))
+    yield Row(
+        f"memory of SGHMC, {N_NETWORKS} chains of 784-400-400-10",
+        f"{mib:,.0f} MiB",
+        f"at most {NETWORKS_AT_MOST_MIB:,.0f} MiB",
+        mib <= NETWORKS_AT_MOST_MIB,
+        f"of which weights {N_NETWORKS * 478_410 * 4 / 2**20:.0f} MiB, data {60_000 * 784 * 4 / 2**20:.0f} MiB",
         threads=options.threads,
     )
 

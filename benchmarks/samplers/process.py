@@ -61,10 +61,33 @@ def memory(n_chains: str, n_draws: str, n_warmup: str) -> None:
     print(_peak_mib() - before)
 
 
+def network_memory(n_chains: str, n_steps: str) -> None:
+    """The largest resident size of a process with SGHMC on a net 784-400-400-10 and 60,000 images, in MiB."""
+    import torch
+    from torch import nn
+
+    import zsp
+
+    torch.set_num_threads(1)
+    net = nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 10))
+    model = zsp.models.bayesian(net, likelihood=zsp.models.CategoricalLikelihood(), total_size=60_000)
+    data = {"x": torch.rand(60_000, 784), "y": torch.randint(10, (60_000,))}
+    weights = {name: value.detach() for name, value in net.named_parameters()}
+    draws = zsp.mcmc(
+        model, data, batch_size=100, kernel=zsp.SGHMC(1e-7), n_chains=int(n_chains), n_samples=int(n_steps), n_warmup=0,
+        init={name: value.expand(int(n_chains), *value.shape) for name, value in weights.items()}, progress=False,
+        predict=zsp.RunningPredictions(
+            lambda latents: zsp.predict(model, latents, {"x": data["x"][:100]}, names=["output"])
+        ),
+    )  # fmt: skip
+    assert draws["0.weight"].shape == (int(n_chains), 1, 400, 784)
+    print(_peak_mib())
+
+
 def _peak_mib() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 if __name__ == "__main__":
-    {"zsp": zsp, "numpyro": numpyro, "memory": memory}[sys.argv[1]](*sys.argv[2:])
+    {"zsp": zsp, "numpyro": numpyro, "memory": memory, "network_memory": network_memory}[sys.argv[1]](*sys.argv[2:])
