@@ -113,11 +113,17 @@ def _terms(node: Node, sign: int) -> Iterator[tuple[int, Node]]:
 
 
 def _is_log1p_of_exp_of_minus_abs(node: Node, shape: torch.Size) -> bool:
-    for target in (aten.log1p.default, aten.exp.default, aten.neg.default, aten.abs.default):
-        if node.target is not target or node.meta["val"].shape != shape:
-            return False
+    x = _argument_of(node, aten.log1p.default, aten.exp.default, aten.neg.default, aten.abs.default)
+    return x is not None and node.meta["val"].shape == shape
+
+
+def _argument_of(node: Node, *targets: Any) -> Node | None:
+    """What these operations are applied to, the last one first; None if the node is no such chain."""
+    for target in targets:
+        if node.target is not target:
+            return None
         node = node.args[0]  # type: ignore[assignment]
-    return True
+    return node
 
 
 def _combine(terms: Sequence[tuple[int, Node]], call: Callable[..., Node]) -> Node:
@@ -138,7 +144,7 @@ def share_exponentials(graph: GraphModule) -> None:
         if sigmoid.meta["val"].numel() < MIN_SHARED:
             continue
         (x,) = sigmoid.args
-        same = [node for node in nodes if node.target is aten.exp.default and _is_exp_of_minus_abs(node, x)]
+        same = [node for node in nodes if _argument_of(node, aten.exp.default, aten.neg.default, aten.abs.default) is x]
         if not same:
             continue
         call, value = _caller(graph.graph), x.meta["val"]
@@ -156,20 +162,9 @@ def share_exponentials(graph: GraphModule) -> None:
     graph.recompile()
 
 
-def _is_exp_of_minus_abs(node: Node, x: Node) -> bool:
-    for target in (aten.exp.default, aten.neg.default, aten.abs.default):
-        if node.target is not target:
-            return False
-        node = node.args[0]  # type: ignore[assignment]
-    return node is x
-
-
 def pad_products(graph: GraphModule, n_constants: int) -> None:
     """Add columns of zeros to a matrix that is fixed, one of the last inputs, where a tall product has few columns."""
-    constants = _last_inputs(graph, n_constants)
-    for node in list(graph.graph.nodes):
-        if node.target is not aten.mm.default or _source(node.args[1]) not in constants:
-            continue
+    for node in _products_with_constants(graph, n_constants):
         rows, columns = node.meta["val"].shape
         missing = -columns % COLUMNS
         if rows > columns > 1 and missing < columns:
@@ -203,10 +198,7 @@ def sum_thin_products(graph: GraphModule, n_constants: int) -> None:
 
     A library copies the matrix first, which takes longer than the product of so few rows.
     """
-    constants = _last_inputs(graph, n_constants)
-    for node in list(graph.graph.nodes):
-        if node.target is not aten.mm.default or _source(node.args[1]) not in constants:
-            continue
+    for node in _products_with_constants(graph, n_constants):
         first, second = node.args
         (n_rows, n_terms), (_, n_columns) = first.meta["val"].shape, second.meta["val"].shape
         if n_rows > MAX_ROWS or n_terms * n_columns > MAX_CONSTANT:
@@ -226,11 +218,17 @@ def sum_thin_products(graph: GraphModule, n_constants: int) -> None:
     graph.recompile()
 
 
-def _source(node: Node) -> Node:
-    """What a node is a view of."""
-    while node.op == "call_function" and node.target in (aten.permute.default, aten.t.default, aten.detach.default):
-        node = node.args[0]  # type: ignore[assignment]
-    return node
+def _products_with_constants(graph: GraphModule, n_constants: int) -> list[Any]:
+    """The products whose second factor is one of the last inputs, or that transposed."""
+    constants = _last_inputs(graph, n_constants)
+    found = []
+    for node in graph.graph.find_nodes(op="call_function", target=aten.mm.default):
+        second: Any = node.args[1]
+        while second.target in (aten.permute.default, aten.t.default, aten.detach.default):
+            second = second.args[0]
+        if second in constants:
+            found.append(node)
+    return found
 
 
 def _caller(graph: Graph) -> Callable[..., Node]:

@@ -13,6 +13,8 @@ import zsp
 from tests.inference.sampling.targets import gaussian, tuning
 from tests.monte_carlo import assert_ks
 from zsp.checks import NodeError
+from zsp.inference.compiled_loop import CompiledLoop
+from zsp.inference.sampling import runner
 from zsp.inference.sampling.arrays import to_numpy
 from zsp.inference.sampling.kernel import Density
 from zsp.inference.sampling.metric import Identity
@@ -418,6 +420,25 @@ def test_the_warmup_of_a_kernel_with_a_transition_a_step_has_the_length_asked_fo
     monkeypatch.setattr(Runner, "block", counting)
     sample(zsp.HMC(), n_warmup=150, n_samples=70)
     assert sum(made) == 220
+
+
+def test_a_block_that_is_made_in_several_calls_is_the_same(monkeypatch):
+    """Slow steps are made one in a call, so that an interrupt need not wait for all of them."""
+    made = []
+    call = CompiledLoop.__call__
+
+    def counting(self, state, inputs, fixed):
+        made.append(len(inputs.momentum))
+        return call(self, state, inputs, fixed)
+
+    monkeypatch.setattr(CompiledLoop, "__call__", counting)
+    options = {"n_warmup": 0, "n_samples": 30, "compile": True}
+    fast = sample(zsp.HMC(step_size=0.2), **options)
+    assert max(made) > 1
+    made.clear()
+    monkeypatch.setattr(runner, "LONGEST_CALL", 0.0)
+    assert same(sample(zsp.HMC(step_size=0.2), **options), fast)
+    assert made == [1] * 30
 
 
 # -- how long it took -------------------------------------------------------------------------------------------------

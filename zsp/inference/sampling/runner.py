@@ -25,7 +25,6 @@ MOST_STEPS = 256
 MOST_TRANSITIONS = 64
 """Transitions of a block, about: after them the progress is shown, and a checkpoint may be written."""
 
-
 LONGEST_CALL = 0.5
 """Seconds of a compiled call, about, unless a single step takes longer."""
 
@@ -65,9 +64,7 @@ class Runner:
         self._loops: dict[Any, CompiledLoop] = {}
         self._steps_per_call = 1
 
-    def block(
-        self, state: Any, position: Tensor, tuning: Tuning, n_steps: int
-    ) -> tuple[Any, Transitions | None]:
+    def block(self, state: Any, position: Tensor, tuning: Tuning, n_steps: int) -> tuple[Any, Transitions | None]:
         """The state after a block of steps.
 
         Args:
@@ -142,8 +139,9 @@ class Runner:
             state, ended = loop(state, tree_unflatten(part, structure), tuning)
             rows.append(ended)
             first += self._steps_per_call
-            if time.perf_counter() - start < LONGEST_CALL / 2:
+            seconds = time.perf_counter() - start
+            if seconds < LONGEST_CALL / 2:
                 self._steps_per_call = min(2 * self._steps_per_call, MOST_STEPS)
-            elif time.perf_counter() - start > LONGEST_CALL:
+            elif seconds > LONGEST_CALL:
                 self._steps_per_call = max(self._steps_per_call // 2, 1)
         return state, rows[0] if len(rows) == 1 else tree_map(lambda *parts: torch.cat(parts), *rows)
