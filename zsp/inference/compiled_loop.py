@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from zsp.inference.executor import CompileError, lower, prepare, stand_in, trace
+from zsp.inference.graph_rewrites import caller
 
 __all__ = ["CompiledLoop"]
 
@@ -103,11 +105,13 @@ def _carry(body: GraphModule, n_state: int) -> list[int]:
             last.append(arguments[i])
     (end,) = body.graph.find_nodes(op="output")
     returned: list[Node] = []
+    call = caller(body.graph)
     with body.graph.inserting_before(end):
         for result in [results[i] for i in carried] + results[n_state:]:
-            # what is carried has a place of its own
-            is_own = result not in arguments and result not in returned
-            returned.append(result if is_own else body.graph.call_function(aten.clone.default, (result,)))
+            # what is carried has a place of its own, as the arguments are laid out
+            is_own = result not in arguments and result not in returned and result.meta["val"].is_contiguous()
+            clone = partial(call, aten.clone.default, memory_format=torch.contiguous_format)
+            returned.append(result if is_own else clone(result))
     end.args = (tuple(returned),)
     body.recompile()
     return carried

@@ -22,6 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 __all__ = [
+    "caller",
     "fold_constants",
     "fold_fixed_constants",
     "group_logarithms",
@@ -48,6 +49,17 @@ COLUMNS = 16  # a multiple of the numbers in a vector of the processor
 MAX_CONSTANT = 65_536  # numbers in that matrix, so that it stays in a cache
 
 
+def caller(graph: Graph) -> Callable[..., Node]:
+    """A function that adds an operation to the graph."""
+
+    def call(target: Any, *args: Any, **kwargs: Any) -> Node:
+        node = graph.call_function(target, args, kwargs)
+        node.meta["val"] = target(*map_arg(args, lambda argument: argument.meta["val"]), **kwargs)
+        return node
+
+    return call
+
+
 def group_logarithms(graph: GraphModule) -> None:
     r"""Sum logarithms as logarithms of products, :math:`\sum_i \log(1 + u_i) = \log \prod_i (1 + u_i)`.
 
@@ -71,7 +83,7 @@ def group_logarithms(graph: GraphModule) -> None:
         others = [(sign, term) for sign, term in terms if (sign, term) not in logarithms]
         if not logarithms or (others and not any(term.meta["val"].shape == value.shape for _, term in others)):
             continue
-        call = _caller(graph.graph)
+        call = caller(graph.graph)
         with graph.graph.inserting_before(total):
             parts = []
             if others:
@@ -147,7 +159,7 @@ def share_exponentials(graph: GraphModule) -> None:
         same = [node for node in nodes if _argument_of(node, aten.exp.default, aten.neg.default, aten.abs.default) is x]
         if not same:
             continue
-        call, value = _caller(graph.graph), x.meta["val"]
+        call, value = caller(graph.graph), x.meta["val"]
         with graph.graph.inserting_before(min([sigmoid, *same], key=nodes.index)):
             u = call(aten.exp.default, call(aten.neg.default, call(aten.abs.default, x)))
             # a view that a compiler looks through only after it has written u to memory; it would compute u twice
@@ -168,7 +180,7 @@ def pad_products(graph: GraphModule, n_constants: int) -> None:
         rows, columns = node.meta["val"].shape
         missing = -columns % COLUMNS
         if rows > columns > 1 and missing < columns:
-            call = _caller(graph.graph)
+            call = caller(graph.graph)
             with graph.graph.inserting_before(node):
                 matrix = call(aten.constant_pad_nd.default, node.args[1], [0, missing])
                 result = call(aten.slice.Tensor, call(aten.mm.default, node.args[0], matrix), 1, 0, columns)
@@ -183,7 +195,7 @@ def widen_products(graph: GraphModule) -> None:
         if node.target is aten.mm.default:
             rows, columns = node.meta["val"].shape
             if rows > columns > 1 and columns % COLUMNS:
-                call = _caller(graph.graph)
+                call = caller(graph.graph)
                 with graph.graph.inserting_before(node):
                     first, second = (call(aten.permute.default, factor, [1, 0]) for factor in node.args)
                     result = call(aten.permute.default, call(aten.mm.default, second, first), [1, 0])
@@ -203,7 +215,7 @@ def sum_thin_products(graph: GraphModule, n_constants: int) -> None:
         (n_rows, n_terms), (_, n_columns) = first.meta["val"].shape, second.meta["val"].shape
         if n_rows > MAX_ROWS or n_terms * n_columns > MAX_CONSTANT:
             continue
-        call, copied = _caller(graph.graph), {"memory_format": torch.contiguous_format}
+        call, copied = caller(graph.graph), {"memory_format": torch.contiguous_format}
         with graph.graph.inserting_before(node):
             if n_columns < n_terms:  # the terms of a sum lie side by side, otherwise the sums do
                 matrix = call(aten.clone.default, call(aten.permute.default, second, [1, 0]), **copied)
@@ -229,17 +241,6 @@ def _products_with_constants(graph: GraphModule, n_constants: int) -> list[Any]:
         if second in constants:
             found.append(node)
     return found
-
-
-def _caller(graph: Graph) -> Callable[..., Node]:
-    """A function that adds an operation to the graph."""
-
-    def call(target: Any, *args: Any, **kwargs: Any) -> Node:
-        node = graph.call_function(target, args, kwargs)
-        node.meta["val"] = target(*map_arg(args, lambda argument: argument.meta["val"]), **kwargs)
-        return node
-
-    return call
 
 
 def lift_constants(graph: GraphModule, n_inputs: int) -> list[Tensor]:

@@ -1,8 +1,9 @@
 """C++ code of loops that allocate nothing in their steps.
 
-Inductor's code of a loop makes every tensor of a step anew, and a handle for each argument, which takes longer than the
-arithmetic of a small step. Here they are made before the loop: what a step makes for itself is written over by the next
-one, and what it hands to the next one is kept twice, to be written in turn.
+Inductor's code of a loop makes every tensor of a step anew, and a handle for each argument, and asks each handle for
+its data at every use, which takes longer than the arithmetic of a small step. Here they are made before the loop, with
+their data's addresses: what a step makes for itself is written over by the next one, and what it hands to the next one
+is kept twice, to be written in turn.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import torch._inductor.codegen.common as registry
 from torch._inductor import ir
+from torch._inductor.codegen.cpp_utils import DTYPE_TO_CPP
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.wrapper import EnterSubgraphLine, ExitSubgraphLine, WrapperLine
 from torch._inductor.utils import DeferredLineBase, IndentedBuffer
@@ -83,6 +85,20 @@ class _Wrapper(CppWrapperCpu):
         """As Inductor asks for it."""
         return _Wrapper()
 
+    def write_header(self) -> None:
+        """What comes before the call: a handle that knows where the data of its tensor are, which do not move."""
+        super().write_header()
+        self.header.splice(
+            """
+            struct KeptTensor : RAIIAtenTensorHandle {
+                explicit KeptTensor(AtenTensorHandle handle)
+                    : RAIIAtenTensorHandle(handle), data(RAIIAtenTensorHandle::data_ptr()) {}
+                void* data_ptr() const { return data; }
+                void* data;
+            };
+            """
+        )
+
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def codegen_while_loop(self, while_loop: Any, stack_output: bool = False) -> None:
@@ -93,7 +109,10 @@ class _Wrapper(CppWrapperCpu):
             # what is carried is written over in the loop, so that it must not be the caller's
             function = "assign_tensors_out" if buffer.get_name() in changed else "clone"
             self._write_handle(name, f"aoti_torch_{function}({buffer.codegen_reference()}, &{name}_handle)")
-        arguments = [*carried, *[buffer.codegen_reference() for buffer in while_loop.additional_inputs]]
+        same = [f"{carried[0]}_fixed_{i}" for i in range(len(while_loop.additional_inputs))]
+        for buffer, name in zip(while_loop.additional_inputs, same, strict=True):
+            self._write_handle(name, f"aoti_torch_new_tensor_handle({buffer.codegen_reference()}, &{name}_handle)")
+        arguments = [*carried, *same]
         condition = while_loop.cond_subgraph
         self.writeline(_LoopBegins(self))
         self.writeline("while (true) {")
@@ -101,8 +120,8 @@ class _Wrapper(CppWrapperCpu):
             self.writeline(EnterSubgraphLine(self, part.graph))
             self.codegen_subgraph(part, arguments, results)
             if part is condition:
-                self.codegen_tensor_item(torch.bool, part.graph.graph_outputs[0].codegen_reference(), "goes_on")
-                self.writeline("if (!goes_on) break;")
+                goes_on = self._value(torch.bool, part.graph.graph_outputs[0].codegen_reference())
+                self.writeline(f"if (!{goes_on}) break;")
             self.writeline(ExitSubgraphLine(self))
         self.writeline("}")
         self.writeline(_LoopEnds(self))
@@ -132,10 +151,21 @@ class _Wrapper(CppWrapperCpu):
         for outer, result in exchanged:
             self.writeline(f"std::swap({outer}, {result});")
 
+    def codegen_tensor_item(self, dtype: torch.dtype, tensor: str, scalar: str, indented_buffer: Any = None) -> None:
+        """The line that reads a number."""
+        if not self.declarations:
+            super().codegen_tensor_item(dtype, tensor, scalar, indented_buffer)
+        else:
+            (indented_buffer or self).writeline(f"auto {scalar} = {self._value(dtype, tensor)};")
+
+    @staticmethod
+    def _value(dtype: torch.dtype, tensor: str) -> str:
+        return f"*static_cast<{DTYPE_TO_CPP[dtype]}*>({tensor}.data_ptr())"
+
     def _write_handle(self, name: str, call: str) -> None:
         self.writeline(f"AtenTensorHandle {name}_handle;")
         self.writeline(f"AOTI_TORCH_ERROR_CODE_CHECK({call});")
-        self.writeline(f"RAIIAtenTensorHandle {name}({name}_handle);")
+        self.writeline(f"KeptTensor {name}({name}_handle);")
 
     # -- the tensors of its steps -------------------------------------------------------------------------------------
 
@@ -151,7 +181,7 @@ class _Wrapper(CppWrapperCpu):
             f"AtenTensorHandle {name}_handle; {{ int64_t sizes[] = {{{sizes}}}, strides[] = {{{strides}}}; "
             f"AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided({len(shape)}, sizes, strides, "
             f"{self.codegen_dtype(buffer.get_dtype())}, {device_type}, {device_index}, &{name}_handle)); }} "
-            f"RAIIAtenTensorHandle {name}({name}_handle);"
+            f"KeptTensor {name}({name}_handle);"
         )
         self._kept.add(name)
         return ""

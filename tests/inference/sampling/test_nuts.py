@@ -63,19 +63,23 @@ def recursive_transition(log_density, factor, position, step_size, noise, row, m
     start.log_weight = 0.0
     made = []
 
-    def build(last, direction, depth):
-        """A subtree's leaves in the order in which they are made, and whether it is valid."""
+    def build(last, direction, depth, left_half=()):
+        """A subtree's leaves in the order in which they are made, and whether it is valid after a left half.
+
+        With a leaf that turns the left half before it back nothing more is made: the trajectory of both is not valid.
+        """
         if depth == 0:
             leaf = leapfrog(log_density, factor, last, direction * step_size)
             made.append(leaf)
             leaf.row = row + len(made)
             error = leaf.energy - start.energy
             leaf.log_weight = -error if abs(error) < 1e30 else -1e30
-            return [leaf], error <= 1000
-        first, valid = build(last, direction, depth - 1)
+            after = [other.momentum for other in (*left_half, leaf)]
+            return [leaf], error <= 1000 and not (left_half and turned(after))
+        first, valid = build(last, direction, depth - 1, left_half)
         if not valid:
             return first, False
-        second, valid = build(first[-1], direction, depth - 1)
+        second, valid = build(first[-1], direction, depth - 1, first)
         return first + second, valid and not has_turned(first, second)
 
     tree, draw, depth = [start], start, 0  # the tree from its first to its last state in time

@@ -14,7 +14,9 @@ and, as in Stan, when this holds of its left half and the first state of its rig
 subtrees are checked, from at most ``max_tree_depth`` checkpoints (cf. Lao and Dillon 2019; Phan et al. 2019,
 arXiv:1912.11554): leaf n of a subtree, counted from 0, is kept in place popcount(n), where it stays until every
 subtree that begins with it is complete. The subtrees that leaf n completes are those that begin in the places below
-popcount(n), as many as n has trailing ones.
+popcount(n), as many as n has trailing ones; all but the longest of them are right halves. A leaf with none is the first
+state of the right half to the left half that begins in the place below its own: what would be rejected when that half
+is complete is rejected at once.
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ class Trajectory(NamedTuple):
     checkpoint_first: Array  # its momentum
     checkpoint_previous: Array  # the momentum of the leaf before it
     leaf: Array  # [chain]: number of the subtree's leaves so far
+    n_ones: Array  # of this number in binary
+    n_trailing: Array  # of the ones at its end
     size: Array  # number of its leaves when it is complete, and of the tree's states
     depth: Array  # of the tree
     direction: Array  # 1 or -1, in which the subtree grows
@@ -148,7 +152,7 @@ class NUTS(Kernel):
             position, force, noise.momentum, position, force, noise.momentum,
             position, force, log_density, position, force, log_density,
             noise.momentum, xp.zeros_like(position), places, places, places,
-            count, count + 1, count, noise.direction, kinetic(noise.momentum) - log_density,
+            count, count, count, count + 1, count, noise.direction, kinetic(noise.momentum) - log_density,
             zero, zero + _NOTHING, zero, zero, step_size, table if xp is torch else table.numpy(),
         )  # fmt: skip
 
@@ -185,30 +189,33 @@ def _advance(
     n_leapfrogs = s.n_leapfrogs + 1
     subtree_momentum = s.subtree_momentum + momentum
 
-    table = s.table
-    counts = table[s.leaf]
-    n_ones, n_trailing = counts[:, 0], counts[:, 1]
-    place = table[: len(s.checkpoint_sum), 2:]
+    n_ones, n_trailing = s.n_ones, s.n_trailing
+    place = s.table[2, : len(s.checkpoint_sum), None]
     here = (place == n_ones)[:, :, None]
     sums = xp.where(here, s.subtree_momentum, s.checkpoint_sum)
     first = xp.where(here, momentum, s.checkpoint_first)
     previous = xp.where(here, s.momentum, s.checkpoint_previous)
 
-    is_complete = (place < n_ones) & (place >= n_ones - n_trailing)
     is_rejected = is_divergent
-    if not can_look or is_complete.any():
-        turns = _turns(
-            first[:-1], previous[1:], sums[1:] - sums[:-1], first[1:], momentum, subtree_momentum - sums[1:]
-        )  # fmt: skip
-        is_rejected = is_rejected | (turns & is_complete[:-1]).any(0)
+    longest = n_ones - xp.maximum(n_trailing, xp.ones_like(n_trailing))
+    if not can_look or (n_ones > 0).any():
+        since = subtree_momentum - sums
+        is_start = (place < n_ones) & (place >= longest)
+        turns = is_start & _turns_at_an_end(first, momentum, since)
+        if not can_look or (n_trailing > 1).any():
+            is_start_of_right_half = (place < n_ones) & (place > longest)
+            turns = turns | (is_start_of_right_half & _turns_at_an_end(previous, momentum, previous + since))
+        is_rejected = is_rejected | turns.any(0)
     is_last = s.leaf + 1 == s.size
     is_over = is_last | is_rejected
+    leaf = (s.leaf + 1) * ~is_over
     state = s._replace(
         position=position, force=force, momentum=momentum,
         candidate=taken(position, s.candidate), candidate_force=taken(force, s.candidate_force),
         candidate_log_density=taken(log_density, s.candidate_log_density),
         subtree_momentum=subtree_momentum, checkpoint_sum=sums, checkpoint_first=first, checkpoint_previous=previous,
-        leaf=s.leaf + 1, subtree_log_weight=subtree_log_weight, sum_acceptance=sum_acceptance, n_leapfrogs=n_leapfrogs,
+        leaf=leaf, n_ones=s.table[0][leaf], n_trailing=s.table[1][leaf],
+        subtree_log_weight=subtree_log_weight, sum_acceptance=sum_acceptance, n_leapfrogs=n_leapfrogs,
     )  # fmt: skip
     if can_look and not is_over.any():
         return state, None
@@ -266,7 +273,6 @@ def _join(
             noise.momentum, accepted(s.tree_momentum + s.subtree_momentum, s.tree_momentum)
         ),
         subtree_momentum=over(xp.zeros_like(s.position), s.subtree_momentum),
-        leaf=s.leaf * ~is_over,
         size=xp.where(is_done, 1, s.size + s.size * is_accepted),
         depth=depth * is_kept,
         direction=over(noise.direction, s.direction),
@@ -284,20 +290,21 @@ def _turns(
     first_left: Array, last_left: Array, sum_left: Array, first_right: Array, last_right: Array, sum_right: Array
 ) -> Array:
     """Whether the trajectory of these two halves turns back: momenta of their ends and sums, [..., D]."""
-    dot = library(first_left).linalg.vecdot
-
-    def criterion(first: Array, last: Array, total: Array) -> Array:
-        return (dot(first, total) <= 0) | (dot(last, total) <= 0)
-
     return (
-        criterion(first_left, last_right, sum_left + sum_right)
-        | criterion(first_left, first_right, sum_left + first_right)
-        | criterion(last_left, last_right, last_left + sum_right)
+        _turns_at_an_end(first_left, last_right, sum_left + sum_right)
+        | _turns_at_an_end(first_left, first_right, sum_left + first_right)
+        | _turns_at_an_end(last_left, last_right, last_left + sum_right)
     )
 
 
+def _turns_at_an_end(first: Array, last: Array, total: Array) -> Array:
+    """Whether a trajectory with this first and last momentum and sum of momenta turns back; [..., D] each."""
+    dot = library(first).linalg.vecdot
+    return (dot(first, total) <= 0) | (dot(last, total) <= 0)
+
+
 def _leaf_table(max_tree_depth: int, device: torch.device) -> Tensor:
-    """For each leaf of a subtree its number of ones and of trailing ones in binary, and itself; [leaf, 3]."""
+    """For each leaf of a subtree its number of ones and of trailing ones in binary, and itself; [3, leaf]."""
     leaves = torch.arange(max(2 ** (max_tree_depth - 1), max_tree_depth), device=device)
     bits = leaves[:, None] >> torch.arange(max_tree_depth, device=device) & 1
-    return torch.stack([bits.sum(-1), bits.cumprod(-1).sum(-1), leaves], -1)
+    return torch.stack([bits.sum(-1), bits.cumprod(-1).sum(-1), leaves])
