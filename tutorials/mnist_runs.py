@@ -14,7 +14,8 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,9 +58,34 @@ def load(options: argparse.Namespace) -> Data:
     return Data(train, test.to(**like), train.mean(0))
 
 
-def glorot(n_in: int, n_out: int, bias: Tensor | None = None) -> nn.Linear:
+class Linear(nn.Linear):
+    """A layer whose product can be taken in another dtype than that of its weights; see :func:`products_in`."""
+
+    product_dtype: torch.dtype | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.product_dtype is None:
+            return super().forward(x)
+        product = nn.functional.linear(x.to(self.product_dtype), self.weight.to(self.product_dtype))
+        return product.to(x.dtype) + self.bias
+
+
+@contextmanager
+def products_in(dtype: torch.dtype | None, *nets: nn.Module) -> Iterator[None]:
+    """Inside, all layers of the nets take their products, and the gradients of these, in the given dtype."""
+    layers = [layer for net in nets for layer in net.modules() if isinstance(layer, Linear)]
+    for layer in layers:
+        layer.product_dtype = dtype
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.product_dtype = None
+
+
+def glorot(n_in: int, n_out: int, bias: Tensor | None = None) -> Linear:
     """A layer with the uniform weights of Glorot and Bengio 2010, and the given bias or none."""
-    layer = nn.Linear(n_in, n_out)
+    layer = Linear(n_in, n_out)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     if bias is not None:
@@ -105,6 +131,7 @@ def options_parser(description: str, **defaults: Any) -> argparse.ArgumentParser
     add("--n-test", type=int, default=10_000, help="how many test images to evaluate")
     add("--device", default="cpu", help="where to train")
     add("--eager", action="store_true", help="do not compile the training steps")
+    add("--bfloat16", action="store_true", help="train with matrix products in bfloat16; the test likelihood is not")
     parser.set_defaults(**defaults)
     return parser
 
@@ -208,17 +235,18 @@ class Run:
         self._set_learning_rate(self.progress.n_rounds)
         if not epochs:
             return [time.perf_counter()], float("nan")
-        history = zsp.fit(
-            lambda batch: self.cost(torch.bernoulli(batch["x"])).mean(),
-            {"x": train},
-            optimizer=self.optimizer,
-            epochs=epochs,
-            batch_size=self.options.batch_size,
-            seed=1000 * self.options.seed + self.progress.n_rounds,
-            validation=after_an_epoch,
-            progress=False,
-            compile=not self.options.eager,
-        )
+        with products_in(torch.bfloat16 if self.options.bfloat16 else None, self.gen, self.q_net):
+            history = zsp.fit(
+                lambda batch: self.cost(torch.bernoulli(batch["x"])).mean(),
+                {"x": train},
+                optimizer=self.optimizer,
+                epochs=epochs,
+                batch_size=self.options.batch_size,
+                seed=1000 * self.options.seed + self.progress.n_rounds,
+                validation=after_an_epoch,
+                progress=False,
+                compile=not self.options.eager,
+            )
         return times, history["loss"][-1]
 
     def _set_learning_rate(self, n_rounds: float) -> None:

@@ -224,3 +224,23 @@ def test_a_closure_may_change_unless_it_is_said_to_be_fixed():
     scale.fill_(2.0)
     torch.testing.assert_close(free(x), function(x))
     torch.testing.assert_close(fixed(x), expected)
+
+
+def test_what_hands_its_argument_on_is_left_out():
+    """Numbers that a shape makes are computed once; zeros added and ones multiplied are not, unless they change a shape
+    or a dtype."""
+    scale = torch.tensor([2.0, 3.0], dtype=torch.float32)
+
+    def function(x):
+        shifted = (x - scale.new_zeros(2)) * torch.ones_like(x) + torch.zeros_like(x)
+        wider = x + scale.new_zeros(4, 2)
+        exact = x + torch.zeros_like(x, dtype=torch.float64)
+        return (shifted * scale).expand(2), wider, exact, x * scale.new_zeros(2)
+
+    x = torch.tensor([math.inf, -5.0], dtype=torch.float32)
+    traced = trace(function, x, for_compiler=False)
+    graph_rewrites.fold_constants(traced.graph, traced.constants)
+    found = targets(traced.graph)
+    assert sorted(map(str, found)) == ["aten.add.Tensor", "aten.add.Tensor", "aten.mul.Tensor", "aten.mul.Tensor"]
+    for value, expected in zip(traced.graph(x, scale), function(x), strict=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -32,6 +33,8 @@ class CompiledLoop:
         state: an example.
         inputs: those of one step, at least one tensor.
         fixed: what is the same in all steps of a call.
+        goes_on: from the state after a step and what is fixed to whether another step may be made, a scalar tensor;
+            default always.
         is_closure_fixed: see :class:`zsp.inference.executor.CompiledFunction`.
 
     Raises:
@@ -46,10 +49,19 @@ class CompiledLoop:
         inputs: Any,
         fixed: Any,
         *,
+        goes_on: Callable[[Any, Any], Tensor] | None = None,
         is_closure_fixed: bool = False,
     ) -> None:
         self._most_steps = most_steps
-        traced = trace(step, state, inputs, fixed)
+        flag = () if goes_on is None else torch.ones((), dtype=torch.bool, device=tree_flatten(state)[0][0].device)
+        self._flag = flag
+
+        def flagged_step(flag_and_state: Any, inputs: Any, fixed: Any) -> Any:
+            new, outputs = step(flag_and_state[1], inputs, fixed)
+            return (() if goes_on is None else goes_on(new, fixed), new), outputs
+
+        state = (flag, state)
+        traced = trace(flagged_step, state, inputs, fixed)
         if traced.changed:
             raise CompileError("the function changes tensors in place, which a compiled loop does not do: return them")
         self._constants = prepare(traced, is_closure_fixed)
@@ -66,9 +78,8 @@ class CompiledLoop:
         inputs = [leaf.new_empty(most_steps, *leaf.shape) for leaf in one[n_carried:n_before]]
         arguments = [*one[:n_carried], *inputs, *one[n_before:]]
         self._zero = torch.zeros((), dtype=torch.int64)
-        self._code = lower(
-            _loop(traced.graph, most_steps, n_carried, n_inputs), [self._zero, self._zero, *arguments]
-        )
+        loop = _loop(traced.graph, most_steps, n_carried, n_inputs, has_flag=goes_on is not None)
+        self._code = lower(loop, [self._zero, self._zero, *arguments])
 
     def __call__(self, state: Any, inputs: Any, fixed: Any) -> tuple[Any, Any]:
         """The state after some steps, and the outputs of all of them.
@@ -79,20 +90,22 @@ class CompiledLoop:
             fixed: the same as the example.
 
         Returns:
-            The state, and the outputs with a leading axis of steps.
+            The state, and the outputs with a leading axis of the steps that were made.
         """
-        leaves = tree_flatten((state, inputs, fixed))[0]
+        leaves = tree_flatten(((self._flag, state), inputs, fixed))[0]
         n_steps = len(leaves[self._n_state])
         if not 1 <= n_steps <= self._most_steps:
             raise ValueError(f"a call has at least 1 step and at most {self._most_steps}, got {n_steps}.")
         # the code was made for contiguous arguments and does not look at their strides
         given = [leaf.contiguous() for leaf in leaves] + self._constants
-        made = list(self._code([self._zero, self._zero + n_steps, *[given[i] for i in self._order]]))
+        index, *made = self._code([self._zero, self._zero + n_steps, *[given[i] for i in self._order]])
         end = given[: self._n_state]
         for i, leaf in zip(self._carried, made, strict=False):
             end[i] = leaf
-        outputs = [leaf[:n_steps] for leaf in made[len(self._carried) :]]
-        return tree_unflatten([*end, *outputs], self._structure)
+        n_made = int(index)
+        outputs = [leaf[:n_made] for leaf in made[len(self._carried) :]]
+        (_, state), outputs = tree_unflatten([*end, *outputs], self._structure)
+        return state, outputs
 
 
 def _carry(body: GraphModule, n_state: int) -> list[int]:
@@ -123,11 +136,12 @@ def _ends(graph: GraphModule) -> tuple[list[Node], list[Any]]:
     return list(graph.graph.find_nodes(op="placeholder")), list(end.args[0])
 
 
-def _loop(body: GraphModule, capacity: int, n_carried: int, n_inputs: int) -> GraphModule:
+def _loop(body: GraphModule, capacity: int, n_carried: int, n_inputs: int, *, has_flag: bool) -> GraphModule:
     """The body as a loop.
 
     Its arguments are zero, the number of steps, and the body's, whose inputs have a leading axis of steps; its results
-    are those of the body, which have one of ``capacity`` unless they are carried.
+    are the number of steps that were made, and those of the body, which have an axis of ``capacity`` unless they are
+    carried. With ``has_flag`` the first of what is carried says whether to go on.
     """
     arguments, results = _ends(body)
     graph = Graph()
@@ -139,22 +153,26 @@ def _loop(body: GraphModule, capacity: int, n_carried: int, n_inputs: int) -> Gr
         stores.append(graph.call_function(aten.empty_strided.default, ([capacity, *value.shape], strides), like))
     changing, same = [index, *stores, *given[:n_carried]], [stop, *given[n_carried:]]
     parts = {
-        "goes_on": _condition(len(changing), len(same)),
+        "goes_on": _condition(len(changing), len(same), 1 + len(stores) if has_flag else None),
         "step": _step(body, capacity, len(stores), n_carried, n_inputs),
     }
     functions = [graph.get_attr(name) for name in parts]
     loop = graph.call_function(torch.ops.higher_order.while_loop, (*functions, tuple(changing), tuple(same)))
     n_before = 1 + len(stores)
-    order = [*range(n_before, n_before + n_carried), *range(1, n_before)]
+    order = [0, *range(n_before, n_before + n_carried), *range(1, n_before)]
     graph.output(tuple(graph.call_function(operator.getitem, (loop, i)) for i in order))
     return GraphModule(parts, graph)
 
 
-def _condition(n_changing: int, n_same: int) -> GraphModule:
-    """Whether the first of what changes, the index, is below the first of what does not, the number of steps."""
+def _condition(n_changing: int, n_same: int, flag: int | None) -> GraphModule:
+    """Whether the first of what changes, the index, is below the first of what does not, the number of steps, and the
+    flag, one of what changes, holds."""
     graph = Graph()
     arguments = [graph.placeholder(f"argument_{i}") for i in range(n_changing + n_same)]
-    graph.output(graph.call_function(aten.lt.Tensor, (arguments[0], arguments[n_changing])))
+    result = graph.call_function(aten.lt.Tensor, (arguments[0], arguments[n_changing]))
+    if flag is not None:
+        result = graph.call_function(aten.logical_and.default, (result, arguments[flag]))
+    graph.output(result)
     return GraphModule({}, graph)
 
 

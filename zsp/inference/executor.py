@@ -112,9 +112,11 @@ class TracedFunction:
         traced.graph.recompile()
         self._forward = traced.graph.forward
 
-    @torch.no_grad()
     def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
         """Call it with tensors of the examples' shapes and dtypes."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._forward(*arguments, *self._constants)
         return self._forward(*arguments, *self._constants)
 
 

@@ -276,15 +276,36 @@ def fold_constants(graph: GraphModule, constants: Sequence[Tensor]) -> None:
     is_view: set[Node] = set(given)
     for node in _pure_operations(graph):
         value, inputs = node.meta["val"], node.all_input_nodes
-        if node.target is aten.ones_like.default:
-            computed[node] = torch.ones(value.shape, dtype=value.dtype, device=value.device)
+        if node.target in FILLED:
+            computed[node] = torch.full(value.shape, FILLED[node.target], dtype=value.dtype, device=value.device)
         elif any(source in is_view for source in inputs):
             if len(inputs) == 1 and node.target._schema.returns[0].alias_info is not None:  # type: ignore[union-attr]
                 computed[node] = _evaluate(node, {**given, **computed})
                 is_view.add(node)
         elif all(source in computed for source in inputs):
             computed[node] = _evaluate(node, computed)
+        elif (same := _same_as(node, computed)) is not None:
+            node.replace_all_uses_with(same)
     _replace(graph, computed, computed)
+
+
+FILLED = {aten.ones_like.default: 1, aten.zeros_like.default: 0, aten.new_ones.default: 1, aten.new_zeros.default: 0}
+"""What is made from a tensor's shape alone, and the number that it is filled with."""
+
+NEUTRAL = {aten.add.Tensor: 0, aten.sub.Tensor: 0, aten.mul.Tensor: 1}
+
+
+def _same_as(node: Node, computed: Mapping[Node, Tensor]) -> Node | None:
+    """The argument that an operation hands on as it is: expanded to its own shape, plus zero, times one."""
+    first, *others = node.args
+    is_handed_on = node.target is aten.expand.default
+    if node.target in NEUTRAL and len(others) == 1 and not node.kwargs:
+        filled = computed.get(others[0])  # type: ignore[arg-type]
+        is_handed_on = filled is not None and bool((filled == NEUTRAL[node.target]).all())
+    if not is_handed_on or not isinstance(first, Node):
+        return None
+    before, after = first.meta["val"], node.meta["val"]
+    return first if (before.shape, before.dtype) == (after.shape, after.dtype) else None
 
 
 def fold_fixed_constants(graph: GraphModule, constants: Sequence[Tensor]) -> list[Tensor]:

@@ -23,11 +23,10 @@ __all__ = ["assert_standard_normal", "assert_traced_equals_eager", "begin", "pla
 def begin(kernel, log_density, position, metric=None, seed=0) -> tuple[Density, Any, torch.Generator]:
     """The density, the kernel's state at the positions, and a generator for the steps that follow."""
     density, generator = Density(log_density), torch.Generator().manual_seed(seed)
-    noise = tree_map(lambda leaf: leaf[0], kernel.draw_noise(1, position, generator))
     step_size = position.new_full(position.shape[:1], kernel.step_size)
     metric = metric or Identity()
     adaptation = kernel.start_adaptation(step_size, position)
-    return density, kernel.begin(density, position, metric, adaptation, noise), generator
+    return density, kernel.begin(density, position, metric, adaptation, generator), generator
 
 
 def run(kernel, log_density, position, n_transitions, *, metric=None, seed=0, is_adapting=0.0):

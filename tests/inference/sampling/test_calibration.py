@@ -118,13 +118,14 @@ def momenta_of_the_wrong_scale(patch, kernel):
         refresh = kind._refresh
         patch.setattr(kind, "_refresh", lambda self, normal: refresh(self, normal + 0.8))
         return
-    draw = kind.draw_noise
+    name, field = ("draw_momenta", "values") if kernel == "NUTS" else ("draw_noise", "momentum")
+    draw = getattr(kind, name)
 
     def drawn(self, *arguments):
-        noise = draw(self, *arguments)
-        return noise._replace(momentum=0.6 * noise.momentum)
+        numbers = draw(self, *arguments)
+        return numbers._replace(**{field: 0.6 * getattr(numbers, field)})
 
-    patch.setattr(kind, "draw_noise", drawn)
+    patch.setattr(kind, name, drawn)
 
 
 def forgotten_kinetic_energy(patch, kernel):

@@ -14,6 +14,7 @@ from tests.inference.sampling.targets import gaussian, tuning
 from tests.monte_carlo import assert_ks
 from zsp.checks import NodeError
 from zsp.inference.compiled_loop import CompiledLoop
+from zsp.inference.sampling import mcmc as mcmc_module
 from zsp.inference.sampling import runner
 from zsp.inference.sampling.arrays import to_numpy
 from zsp.inference.sampling.kernel import Density
@@ -127,29 +128,43 @@ def test_without_a_warm_up_the_step_size_is_the_one_given():
     assert (draws.info.step_size == 0.25).all() and draws.warmup is None
 
 
-def test_each_chain_keeps_its_first_transitions_whatever_the_others_do():
-    """Chains of long trajectories make fewer transitions in the same steps: none is left out, none comes twice."""
+@pytest.mark.parametrize("most_momenta", [1000, 3])
+@pytest.mark.parametrize("compile", [False, True])
+def test_each_chain_keeps_its_first_transitions_whatever_the_others_do(monkeypatch, most_momenta, compile):
+    """Chains of long trajectories make fewer transitions in the same steps: none is left out, none comes twice, also
+    where a block ends early because a chain is out of momenta."""
+
+    def choose(*given):
+        n_steps, n_momenta = choose_block(*given)
+        return n_steps, min(n_momenta, most_momenta)
+
+    monkeypatch.setattr(mcmc_module, "choose_block", choose)
     kernel = zsp.NUTS(step_size=0.3, mass_matrix="identity")
     begin = {"x": torch.randn(5, 3)}
     options = {"latents": {"x": torch.zeros(3)}, "init": begin, "n_chains": 5, "n_samples": 40, "n_warmup": 0}
-    draws = sample(kernel, correlated, {}, seed=2, **options)
+    draws = sample(kernel, correlated, {}, seed=2, compile=compile, **options)
 
     generator = torch.Generator().manual_seed(2)
     density, fixed = Density(gaussian), to_numpy(tuning(Identity()))
-    first = tree_map(lambda leaf: leaf[0], kernel.draw_noise(1, begin["x"], generator))
-    state = kernel.begin(density, begin["x"], Identity(), DualAveraging.start(torch.full((5,), 0.3)), first)
+    state = kernel.begin(density, begin["x"], Identity(), DualAveraging.start(torch.full((5,), 0.3)), generator)
     state = to_numpy(state)
     made: list[list[torch.Tensor]] = [[] for _ in range(5)]
-    n_steps = 0
+    n_steps = n_early = 0
     while (n_made := min(map(len, made))) < 40:
-        n_more = choose_block(40 - n_made, n_made, n_steps)
-        n_steps += n_more
+        n_more, n_momenta = choose(40 - n_made, n_made, max(map(len, made)), n_steps, MOST_STEPS)
         noise = to_numpy(kernel.draw_noise(n_more, begin["x"], generator))
+        fixed = fixed._replace(momenta=to_numpy(kernel.draw_momenta(n_momenta, begin["x"], generator)))
+        state = state._replace(n_begun=0 * state.n_begun)
         for i in range(n_more):
+            if (state.n_begun == n_momenta).any():
+                n_early += 1
+                break
+            n_steps += 1
             state, ended = kernel.advance(density, state, tree_map(lambda leaf, i=i: leaf[i], noise), fixed)
             for chain in [] if ended is None else ended.is_done.nonzero()[0]:
                 made[chain].append(torch.from_numpy(ended.position[chain].copy()))
     assert max(map(len, made)) > 42, "some chains were ahead"
+    assert (n_early > 0) == (most_momenta == 3)
     expected = torch.stack([torch.stack(own[:40]) for own in made])
     torch.testing.assert_close(draws["x"], expected, rtol=1e-8, atol=1e-8)
 
@@ -314,7 +329,7 @@ def test_auto_compiles_by_the_length_of_the_run_alone(compile, length, expected,
     class Asked(Exception):
         pass
 
-    def init(self, kernel, density, generator, is_compiled):
+    def init(self, kernel, density, generator, n_numbers, is_compiled):
         seen.append(is_compiled)
         raise Asked
 
@@ -400,22 +415,24 @@ def test_a_density_that_is_never_finite_is_looked_into():
 
 
 def test_a_block_is_as_long_as_what_is_left():
-    assert choose_block(1000, 0, 0) == MOST_TRANSITIONS
-    assert choose_block(25, 0, 0) == 25
-    assert choose_block(25, 75, 75) == 25, "a transition a step: exactly"
-    assert choose_block(10, 100, 350) == 35
-    assert choose_block(500, 100, 310) == 3.1 * MOST_TRANSITIONS // 1 + 1
-    assert choose_block(500, 100, 10_000) == MOST_STEPS
-    assert choose_block(1, 1, 1) == 1
+    most = 300
+    assert choose_block(1000, 0, 0, 0, most) == (MOST_TRANSITIONS, MOST_TRANSITIONS)
+    assert choose_block(25, 0, 0, 0, most) == (25, 25)
+    assert choose_block(25, 75, 75, 75, most) == (25, 25), "a transition a step: exactly"
+    assert choose_block(10, 100, 100, 350, most) == (35, 21)  # 1.3 times the ten expected, and eight
+    assert choose_block(10, 100, 200, 350, most) == (35, 34), "as many as the fastest chain may begin"
+    assert choose_block(500, 100, 100, 310, most) == (3.1 * MOST_TRANSITIONS // 1 + 1, 92)
+    assert choose_block(500, 100, 100, 10_000, most) == (most, 12)
+    assert choose_block(1, 1, 1, 1, most) == (1, 1)
 
 
 def test_the_warmup_of_a_kernel_with_a_transition_a_step_has_the_length_asked_for(monkeypatch):
     made = []
     block = Runner.block
 
-    def counting(self, state, position, tuning, n_steps):
+    def counting(self, state, position, tuning, n_steps, n_trajectories):
         made.append(n_steps)
-        return block(self, state, position, tuning, n_steps)
+        return block(self, state, position, tuning, n_steps, n_trajectories)
 
     monkeypatch.setattr(Runner, "block", counting)
     sample(zsp.HMC(), n_warmup=150, n_samples=70)

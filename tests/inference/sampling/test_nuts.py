@@ -19,7 +19,7 @@ from tests.inference.sampling.targets import (
     tuning,
 )
 from zsp.inference.sampling.arrays import to_numpy, to_torch
-from zsp.inference.sampling.kernel import Density
+from zsp.inference.sampling.kernel import Density, Momenta
 from zsp.inference.sampling.nuts import Noise
 from zsp.inference.sampling.step_size import DualAveraging
 
@@ -57,9 +57,9 @@ def has_turned(left, right):
     return turned(left + right) or turned([*left, right[0]]) or turned([left[-1], *right])
 
 
-def recursive_transition(log_density, factor, position, step_size, noise, row, max_tree_depth):
-    """One transition of one chain; row is that of its momentum and first direction, each leapfrog step has the next."""
-    start = Leaf(log_density, factor, position, noise.momentum[row])
+def recursive_transition(log_density, factor, position, momentum, step_size, noise, row, max_tree_depth):
+    """One transition of one chain; row is that of its first direction, each leapfrog step has the next."""
+    start = Leaf(log_density, factor, position, momentum)
     start.log_weight = 0.0
     made = []
 
@@ -111,12 +111,22 @@ def recursive_transition(log_density, factor, position, step_size, noise, row, m
     }  # fmt: skip
 
 
-def flat_nuts(kernel, log_density, metric, position, step_size, noise, as_numpy=True):
+def flat_nuts(max_tree_depth, log_density, metric, position, step_size, noise, momenta, as_numpy=True):
     """The transitions of the state machine until the random numbers are used up, a list for each chain."""
+
+    class Told(zsp.NUTS):
+        """Begins with the first of the numbers."""
+
+        def draw_noise(self, n_steps, position, generator):
+            return tree_map(lambda leaf: leaf[:n_steps], noise)
+
+        def draw_momenta(self, n_trajectories, position, generator):
+            return Momenta.of(momenta[:n_trajectories])
+
+    kernel = Told(max_tree_depth=max_tree_depth)
     density = Density(log_density)
-    fixed = tuning(metric)
-    row = tree_map(lambda leaf: leaf[0], noise)
-    state = kernel.begin(density, position, metric, DualAveraging.start(step_size), row)
+    fixed = tuning(metric)._replace(momenta=Momenta.of(momenta[1:]))
+    state = kernel.begin(density, position, metric, DualAveraging.start(step_size), torch.Generator())
     if as_numpy:
         state, noise, fixed = to_numpy((state, noise, fixed))
     transitions = [[] for _ in position]
@@ -137,28 +147,28 @@ def assert_same(found, expected, atol):
         np.testing.assert_allclose(found[name], value, rtol=atol, atol=atol, err_msg=name)
 
 
-def some_noise(kernel, n_steps, n_chains, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return kernel.draw_noise(n_steps, torch.zeros(n_chains, 3), generator)
+def some_numbers(n_steps, n_chains, seed=0):
+    """Noise of so many steps, and momenta for as many trajectories, [trajectory, chain, D]."""
+    kernel, position, generator = zsp.NUTS(), torch.zeros(n_chains, 3), torch.Generator().manual_seed(seed)
+    return kernel.draw_noise(n_steps, position, generator), kernel.draw_momenta(n_steps, position, generator).values
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("target, max_tree_depth", [(gaussian, 7), (gaussian, 2), (banana, 6), (banana, 1)])
 def test_trees_turns_and_draws_are_those_of_the_recursive_sampler(metric, target, max_tree_depth):
-    kernel = zsp.NUTS(max_tree_depth=max_tree_depth)
-    noise = some_noise(kernel, 150, 4)
+    noise, momenta = some_numbers(300, 4)
     noise.log_uniform[::13] = 0.0  # what a uniform number of 0 gives: a first leaf is taken all the same
     position = torch.randn(4, 3)
     step_size = torch.tensor([0.03, 0.1, 0.4, 1.6])
-    found = flat_nuts(kernel, target, METRICS[metric], position, step_size, noise)
+    found = flat_nuts(max_tree_depth, target, METRICS[metric], position, step_size, noise, momenta)
     factor = whitening(METRICS[metric])
     kinds, depths = set(), set()
     for chain, own in enumerate(found):
         numbers = Noise(*(leaf[:, chain] for leaf in noise))
         start, row = position[chain], 0
-        for one in own:
+        for one, momentum in zip(own, momenta[:, chain], strict=False):
             expected = recursive_transition(
-                target, factor, start, step_size[chain].item(), numbers, row, max_tree_depth
+                target, factor, start, momentum, step_size[chain].item(), numbers, row, max_tree_depth
             )
             assert_same(one, expected, 1e-8)
             start, row = torch.from_numpy(one["position"]), one["row"]
@@ -174,26 +184,24 @@ def test_trees_turns_and_draws_are_those_of_the_recursive_sampler(metric, target
 
 def test_chains_of_a_batch_are_the_single_chains():
     """No chain is touched by the others, at whatever point of its trajectory they are."""
-    kernel = zsp.NUTS(max_tree_depth=5)
-    noise = some_noise(kernel, 100, 6)
+    noise, momenta = some_numbers(100, 6)
     position, step_size = banana_draws(6), torch.tensor([0.02, 0.05, 0.05, 0.1, 0.2, 0.5])
-    together = flat_nuts(kernel, banana, METRICS["dense"], position, step_size, noise)
+    together = flat_nuts(5, banana, METRICS["dense"], position, step_size, noise, momenta)
     for chain in range(6):
         alone = slice(chain, chain + 1)
-        (own,) = flat_nuts(
-            kernel, banana, METRICS["dense"], position[alone], step_size[alone], Noise(*(x[:, alone] for x in noise))
-        )
+        numbers = Noise(*(x[:, alone] for x in noise)), momenta[:, alone]
+        (own,) = flat_nuts(5, banana, METRICS["dense"], position[alone], step_size[alone], *numbers)
         assert len(own) == len(together[chain]) > 2
         for one, other in zip(own, together[chain], strict=True):
             assert_same(one, other, 1e-9)
 
 
 def test_tensors_give_what_numpy_arrays_give():
-    kernel = zsp.NUTS(max_tree_depth=6)
-    noise = some_noise(kernel, 120, 4)
+    noise, momenta = some_numbers(120, 4)
     position, step_size = banana_draws(4), torch.tensor([0.03, 0.06, 0.1, 0.15])
     arrays, tensors = (
-        flat_nuts(kernel, banana, METRICS["low_rank"], position, step_size, noise, as_numpy) for as_numpy in (True, False)
+        flat_nuts(6, banana, METRICS["low_rank"], position, step_size, noise, momenta, as_numpy)
+        for as_numpy in (True, False)
     )
     for own, other in zip(arrays, tensors, strict=True):
         assert len(own) == len(other) > 1

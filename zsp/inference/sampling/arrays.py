@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from zsp.inference.executor import is_traced
 
-__all__ = ["Array", "Choice", "kinetic", "library", "to_numpy", "to_torch"]
+__all__ = ["Array", "Choice", "dot", "is_any", "kinetic", "library", "to_numpy", "to_torch"]
 
 Array = Any
 """A tensor or a numpy array."""
@@ -26,6 +26,21 @@ def library(array: Array) -> Any:
     return numpy if isinstance(array, numpy.ndarray) else torch
 
 
+def is_any(condition: Array) -> bool:
+    """Whether a condition holds anywhere; where values cannot be looked at, it may."""
+    if is_traced():
+        return True
+    # a tenth of the time of numpy's any()
+    return bool(numpy.count_nonzero(condition) if isinstance(condition, numpy.ndarray) else condition.any())
+
+
+def dot(first: Array, second: Array) -> Array:
+    """Scalar products along the last axis."""
+    if isinstance(first, numpy.ndarray):
+        return numpy.vecdot(first, second)
+    return torch.linalg.vecdot(first, second)
+
+
 class Choice:
     """Chooses chain by chain: ``choice(new, old)`` is ``new`` where the condition holds, else ``old``.
 
@@ -33,7 +48,7 @@ class Choice:
         condition: [chain].
 
     Attributes:
-        is_empty: whether it is known to hold nowhere; False where values cannot be looked at.
+        is_empty: whether it is known to hold nowhere.
     """
 
     __slots__ = ("_column", "_condition", "_where", "is_empty")
@@ -42,18 +57,18 @@ class Choice:
         self._condition = condition
         self._column = condition[:, None]
         self._where = library(condition).where
-        self.is_empty = not is_traced() and not condition.any()
+        self.is_empty = not is_any(condition)
 
     def __call__(self, new: Array, old: Array) -> Array:
-        """Both [chain] or [chain, D]."""
+        """Both [chain] or [chain, D]; the first may be a number."""
         if self.is_empty:
             return old
-        return self._where(self._column if new.ndim == 2 else self._condition, new, old)
+        return self._where(self._column if old.ndim == 2 else self._condition, new, old)
 
 
 def kinetic(momentum: Array) -> Array:
     """The kinetic energy of momenta [..., D] that are standard normal."""
-    return 0.5 * library(momentum).linalg.vecdot(momentum, momentum)
+    return 0.5 * dot(momentum, momentum)
 
 
 def to_numpy(tree: Any) -> Any:

@@ -115,7 +115,7 @@ class HMC(Kernel):
         return Noise(momentum, torch.log1p(-uniform[..., 0]), 2 * uniform[..., 1] - 1)
 
     def begin(
-        self, density: Density, position: Array, metric: Metric, step_size: DualAveraging, noise: Noise
+        self, density: Density, position: Array, metric: Metric, step_size: DualAveraging, generator: torch.Generator
     ) -> State:
         """Chains at ``position`` [chain, D]."""
         log_density, gradient = density(position)

@@ -91,12 +91,29 @@ class Density:
             return self._log_density(position)
 
 
+class Momenta(NamedTuple):
+    """Those of the trajectories that begin in a block."""
+
+    values: Array  # [trajectory, chain, D]
+    number: Array  # [], of the trajectories that a chain may begin
+
+    @classmethod
+    def of(cls, values: Tensor) -> Momenta:
+        """All of these."""
+        return cls(values, torch.tensor(len(values)))
+
+    def suffice(self, n_begun: Array) -> Array:
+        """Whether all chains, which have begun so many [chain], may begin one more."""
+        return (n_begun < self.number).all()
+
+
 class Tuning(NamedTuple):
-    """What does not change during a block of steps."""
+    """What is the same in all steps of a block."""
 
     metric: Metric
     target: Array  # [], the acceptance rate that step sizes are adapted to
     is_adapting: Array  # [], whether they are, 0 or 1
+    momenta: Momenta | tuple[()] = ()  # see Kernel.draw_momenta
 
 
 class Transitions(NamedTuple):
@@ -181,8 +198,17 @@ class Kernel(ABC):
     def draw_noise(self, n_steps: int, position: Tensor, generator: torch.Generator) -> Any:
         """The random numbers of ``n_steps`` steps, each field with a leading axis of steps."""
 
+    def draw_momenta(self, n_trajectories: int, position: Tensor, generator: torch.Generator) -> Momenta | tuple[()]:
+        """Momenta for so many trajectories of each chain; nothing for kernels that take theirs from a step's noise.
+
+        The state of the others has a field ``n_begun`` [chain], the trajectories that a chain has begun in the block.
+        """
+        return ()
+
     @abstractmethod
-    def begin(self, density: Density, position: Array, metric: Metric, step_size: Any, noise: Any) -> Any:
+    def begin(
+        self, density: Density, position: Array, metric: Metric, step_size: Any, generator: torch.Generator
+    ) -> Any:
         """The state of chains that begin at ``position`` [chain, D]; it has a field ``step_size``."""
 
     @abstractmethod
@@ -260,8 +286,7 @@ class Kernel(ABC):
         # outside the adaptation, what it has found, and not the last of its attempts
         adaptation = state.step_size if adapt else state.step_size.finish()
         with torch.no_grad():
-            noise = self.draw_noise(1, packed, generator)
-            inner = self.begin(density, packed, state.metric, adaptation, tree_map(lambda leaf: leaf[0], noise))
+            inner = self.begin(density, packed, state.metric, adaptation, generator)
             draw, info, step_size = self._transition(density, inner, packed, tuning, generator)
             step_size = step_size if adapt else state.step_size.carry_on(step_size)
             metric, moments = state.metric, state.moments
@@ -282,6 +307,10 @@ class Kernel(ABC):
         waiting = None
         while waiting is None or waiting.any():
             noise = convert(tree_map(lambda leaf: leaf[0], self.draw_noise(1, packed, generator)))
+            momenta = convert(self.draw_momenta(1, packed, generator))
+            if momenta:
+                inner = inner._replace(n_begun=0 * inner.n_begun)
+                tuning = tuning._replace(momenta=momenta)
             with numpy.errstate(all="ignore"):  # a diverging trajectory overflows
                 inner, ended = self.advance(density, inner, noise, tuning)
             if ended is None:

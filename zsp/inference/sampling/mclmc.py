@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zsp.inference.executor import is_traced
-from zsp.inference.sampling.arrays import Array, Choice, library
+from zsp.inference.sampling.arrays import Array, Choice, is_any, library
 from zsp.inference.sampling.isokinetic import (
     direction,
     integrate,
@@ -167,11 +167,14 @@ class MCLMC(Kernel):
         shape = (2, n_steps, *position.shape)
         return Noise(*torch.randn(shape, dtype=position.dtype, device=position.device, generator=generator))
 
-    def begin(self, density: Density, position: Array, metric: Metric, step_size: Memory, noise: Noise) -> State:
+    def begin(
+        self, density: Density, position: Tensor, metric: Metric, step_size: Memory, generator: torch.Generator
+    ) -> State:
         """Chains at ``position`` [chain, D]; they go on in the directions that they had."""
         log_density, gradient = density(position)
         new = Choice((step_size.momentum == 0).all(-1))
-        momentum = new(direction(noise.momentum), step_size.momentum)
+        (momentum,) = self.draw_noise(1, position, generator).momentum
+        momentum = new(direction(momentum), step_size.momentum)
         zero = 0 * step_size.log_length
         return State(
             metric.unpush(position), metric.pull(gradient), log_density, zero, zero, zero,
@@ -198,7 +201,7 @@ class MCLMC(Kernel):
             self._adapt(memory._replace(momentum=momentum), place.position, energy_change, tuning),
         )  # fmt: skip
         is_done = state.step >= self.n_steps
-        if not is_traced() and not is_done.any():
+        if not is_any(is_done):
             return state, None
         return self._report(state, is_done, step_size, length, tuning)
 

@@ -9,14 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from zsp.inference.draws import Deferred, Draws
 from zsp.inference.log_density import LogDensity
 from zsp.inference.sampling import metric as metrics
+from zsp.inference.sampling.arrays import Array, library, to_numpy, to_torch
 from zsp.inference.sampling.beginning import find_beginning
 from zsp.inference.sampling.checkpoint import read_checkpoint, write_checkpoint
 from zsp.inference.sampling.kernel import Density, Kernel, Transitions, Tuning
@@ -181,15 +183,17 @@ class _Store:
         self._n_chains, self._n_draws, self._thin = n_chains, n_draws, thin
         self.rows: dict[str, Tensor] = {}
 
-    def add(self, index: Tensor, ended: Transitions) -> None:
-        """Keep transitions; ``index`` [step, chain] numbers those of each chain, from 0, and is -1 for none."""
-        is_kept = (index >= 0) & (index < self._n_draws * self._thin) & (index % self._thin == self._thin - 1)
-        step, chain = is_kept.nonzero(as_tuple=True)
-        slot = index[step, chain] // self._thin
+    def add(self, number: Array, step: Array, chain: Array, ended: Transitions) -> None:
+        """Keep transitions of a block: each of a chain that made it in a step, and numbered in its chain from 0."""
+        is_kept = (number >= 0) & (number < self._n_draws * self._thin) & (number % self._thin == self._thin - 1)
+        number, step, chain = number[is_kept], step[is_kept], chain[is_kept]
+        slot = number // self._thin
         for name, values in {"position": ended.position, **ended.info._asdict()}.items():
             if name not in self.rows:
-                self.rows[name] = values.new_zeros(self._n_chains, self._n_draws, *values.shape[2:])
-            self.rows[name][chain, slot] = values[step, chain]
+                shape = (self._n_chains, self._n_draws, *values.shape[2:])
+                self.rows[name] = to_torch(values).new_zeros(shape)
+            rows = self.rows[name]
+            (rows.numpy() if library(values) is numpy else rows)[chain, slot] = values[step, chain]
 
 
 class _Run:
@@ -213,7 +217,8 @@ class _Run:
         self._n_chains = n_chains
         self._generator = torch.Generator(log_density.device).manual_seed(seed)
         self._density = Density(log_density)
-        self._runner = Runner(kernel, self._density, self._generator, is_compiled)
+        n_numbers = n_chains * log_density.n_dims
+        self._runner = Runner(kernel, self._density, self._generator, n_numbers, is_compiled)
         self._windows = [*schedule(n_warmup, kernel.adapts_mass), Window(n_samples * thin, estimates_mass=False)]
         self._n_draws = (sum(window.length for window in self._windows[:-1]), n_samples)
         self._warmup = _Store(n_chains, self._n_draws[0], 1) if keep_warmup else None
@@ -248,9 +253,8 @@ class _Run:
         return self._kernel.find_step_size(self._density, self._position, self._metric, first, momentum)
 
     def _begin(self, step_size: Any) -> None:
-        noise = tree_map(lambda leaf: leaf[0], self._kernel.draw_noise(1, self._position, self._generator))
         with torch.no_grad():
-            self._state = self._kernel.begin(self._density, self._position, self._metric, step_size, noise)
+            self._state = self._kernel.begin(self._density, self._position, self._metric, step_size, self._generator)
 
     def _new_moments(self) -> Moments | None:
         if not self._windows[self._window].estimates_mass:
@@ -298,31 +302,39 @@ class _Run:
             like.new_tensor(self._kernel.target_acceptance_rate),
             like.new_tensor(float(is_warmup and self._kernel.adapts)),
         )
-        n_made = int(self._count.min())
-        n_steps = choose_block(window.length - n_made, n_made, self._n_steps)
+        n_made, most_made = self._count.aminmax()
+        n_steps, n_trajectories = choose_block(
+            window.length - int(n_made), int(n_made), int(most_made), self._n_steps, self._runner.most_steps
+        )
+        self._state, ended, n_steps = self._runner.block(self._state, like, tuning, n_steps, n_trajectories)
         self._n_steps += n_steps
-        self._state, ended = self._runner.block(self._state, like, tuning, n_steps)
         if ended is not None:
             self._take(ended, window, is_warmup)
         if int(self._count.min()) >= window.length:
             self._end_window(window)
 
     def _take(self, ended: Transitions, window: Window, is_warmup: bool) -> None:
-        done = ended.is_done
-        index = torch.where(done, self._count + done.cumsum(0) - 1, -1)
+        count = self._count
+        if count.device.type == "cpu":  # indexing a few numbers takes numpy a tenth of torch's time
+            ended, count = to_numpy((ended, count))
+        xp = library(count)
+        step, chain = xp.where(ended.is_done)
+        number = count[chain] + xp.cumsum(ended.is_done, 0)[step, chain] - 1
         if self._moments is not None:
-            self._moments.add(ended.position[done], self._metric.unpull(ended.force[done]))
+            draws, forces = to_torch((ended.position[step, chain], ended.force[step, chain]))
+            self._moments.add(draws, self._metric.unpull(forces))
         if not is_warmup:
-            self._draws.add(index, ended)
-            self._n_divergent += int((ended.info.is_divergent.bool() & done).sum())
+            self._draws.add(number, step, chain, ended)
+            self._n_divergent += int((ended.info.is_divergent[step, chain] != 0).sum())
         elif self._warmup is not None:
             before = sum(w.length for w in self._windows[: self._window])
-            self._warmup.add(torch.where((index >= 0) & (index < window.length), index + before, -1), ended)
-        # where each chain was last
-        last = torch.where(done, torch.arange(len(done), device=done.device)[:, None], -1).amax(0)
-        chains = (last >= 0).nonzero().squeeze(1)
-        self._position = self._position.index_copy(0, chains, ended.position[last[chains], chains])
-        self._count = self._count + done.sum(0)  # last, so that an interrupt finds nothing counted that is not stored
+            self._warmup.add(xp.where(number < window.length, number + before, -1), step, chain, ended)
+        is_last = number == (count + ended.is_done.sum(0) - 1)[chain]
+        step, chain = step[is_last], chain[is_last]
+        position, step, chain = to_torch((ended.position[step, chain], step, chain))
+        self._position = self._position.index_copy(0, chain, position)
+        # last, so that an interrupt finds nothing counted that is not stored
+        self._count = self._count + to_torch(ended.is_done).sum(0)
 
     def _end_window(self, window: Window) -> None:
         self._window += 1

@@ -11,7 +11,7 @@ first and last momentum :math:`p_-, p_+` and sum of momenta :math:`\rho` turns b
 .. math:: p_- \cdot \rho \le 0 \quad\text{or}\quad p_+ \cdot \rho \le 0,
 
 and, as in Stan, when this holds of its left half and the first state of its right half, or the reverse. All balanced
-subtrees are checked, from at most ``max_tree_depth`` checkpoints (cf. Lao and Dillon 2019; Phan et al. 2019,
+subtrees are checked, from fewer than ``max_tree_depth`` checkpoints (cf. Lao and Dillon 2019; Phan et al. 2019,
 arXiv:1912.11554): leaf n of a subtree, counted from 0, is kept in place popcount(n), where it stays until every
 subtree that begins with it is complete. The subtrees that leaf n completes are those that begin in the places below
 popcount(n), as many as n has trailing ones; all but the longest of them are right halves. A leaf with none is the first
@@ -27,9 +27,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zsp.inference.executor import is_traced
-from zsp.inference.sampling.arrays import Array, Choice, kinetic, library
-from zsp.inference.sampling.kernel import DIVERGENCE, Density, Kernel, Transitions, Tuning, require_options
+from zsp.inference.sampling.arrays import Array, Choice, dot, is_any, kinetic, library
+from zsp.inference.sampling.kernel import DIVERGENCE, Density, Kernel, Momenta, Transitions, Tuning, require_options
 from zsp.inference.sampling.metric import Metric
 from zsp.inference.sampling.step_size import DualAveraging
 
@@ -41,7 +40,6 @@ _NOTHING = -1e30  # the logarithm of no weight; finite, so that differences of t
 class Noise(NamedTuple):
     """The random numbers of a step."""
 
-    momentum: Array  # [chain, D], standard normal
     log_uniform: Array  # [chain, 2], logarithms of uniform numbers
     direction: Array  # [chain], 1 or -1
 
@@ -68,7 +66,7 @@ class Trajectory(NamedTuple):
     checkpoint_previous: Array  # the momentum of the leaf before it
     leaf: Array  # [chain]: number of the subtree's leaves so far
     n_ones: Array  # of this number in binary
-    n_trailing: Array  # of the ones at its end
+    longest: Array  # the place where the longest subtree begins that the leaf completes, or begins the right half of
     size: Array  # number of its leaves when it is complete, and of the tree's states
     depth: Array  # of the tree
     direction: Array  # 1 or -1, in which the subtree grows
@@ -77,6 +75,7 @@ class Trajectory(NamedTuple):
     subtree_log_weight: Array
     sum_acceptance: Array  # of the leaves' acceptance probabilities
     n_leapfrogs: Array
+    n_begun: Array  # trajectories that began in this block
     step_size: DualAveraging
     table: Array  # see _leaf_table; the same for ever
 
@@ -129,161 +128,156 @@ class NUTS(Kernel):
 
     def draw_noise(self, n_steps: int, position: Tensor, generator: torch.Generator) -> Noise:
         """The random numbers of ``n_steps`` steps."""
-        n_chains, n_dims = position.shape
         like: Any = {"dtype": position.dtype, "device": position.device, "generator": generator}
-        uniform = torch.rand(n_steps, n_chains, 3, **like)
-        return Noise(
-            torch.randn(n_steps, n_chains, n_dims, **like),
-            torch.log1p(-uniform[..., :2]),
-            torch.where(uniform[..., 2] < 0.5, -1.0, 1.0).to(position.dtype),
-        )
+        uniform = torch.rand(n_steps, len(position), 3, **like)
+        direction = torch.where(uniform[..., 2] < 0.5, -1.0, 1.0).to(position.dtype)
+        return Noise(torch.log1p(-uniform[..., :2]), direction)
+
+    def draw_momenta(self, n_trajectories: int, position: Tensor, generator: torch.Generator) -> Momenta:
+        """Momenta for so many trajectories of each chain."""
+        shape = (n_trajectories, *position.shape)
+        return Momenta.of(torch.randn(shape, dtype=position.dtype, device=position.device, generator=generator))
 
     def begin(
-        self, density: Density, position: Array, metric: Metric, step_size: DualAveraging, noise: Noise
+        self, density: Density, position: Tensor, metric: Metric, step_size: DualAveraging, generator: torch.Generator
     ) -> Trajectory:
         """Trajectories that begin at ``position`` [chain, D]."""
-        xp = library(position)
         log_density, gradient = density(position)
+        (momentum,) = self.draw_momenta(1, position, generator).values
+        (direction,) = self.draw_noise(1, position, generator).direction
         force = metric.pull(gradient)
-        zero, count = xp.zeros_like(log_density), xp.zeros_like(log_density, dtype=xp.int64)
-        places = xp.stack([xp.zeros_like(position)] * self.max_tree_depth)
-        table = _leaf_table(self.max_tree_depth, torch.device("cpu") if xp is not torch else position.device)
+        zero, count = torch.zeros_like(log_density), torch.zeros_like(log_density, dtype=torch.int64)
+        # of the longest subtree, half of a tree, no leaf with a higher number of ones begins another subtree
+        places = position.new_zeros(max(self.max_tree_depth - 1, 1), *position.shape)
         return Trajectory(
-            position, force, noise.momentum, position, force, noise.momentum,
+            position, force, momentum, position, force, momentum,
             position, force, log_density, position, force, log_density,
-            noise.momentum, xp.zeros_like(position), places, places, places,
-            count, count, count, count + 1, count, noise.direction, kinetic(noise.momentum) - log_density,
-            zero, zero + _NOTHING, zero, zero, step_size, table if xp is torch else table.numpy(),
+            momentum, torch.zeros_like(position), places, places, places,
+            count, count, count - 1, count + 1, count, direction, kinetic(momentum) - log_density,
+            zero, zero + _NOTHING, zero, zero, count, step_size, _leaf_table(self.max_tree_depth, position.device),
         )  # fmt: skip
 
     def advance(
         self, density: Density, state: Trajectory, noise: Noise, tuning: Tuning
     ) -> tuple[Trajectory, Transitions | None]:
         """One leapfrog step of every chain, and what follows from it."""
-        return _advance(density, state, noise, tuning)
+        s = state
+        xp = library(s.position)
+        metric: Metric = tuning.metric
+        step_size = s.step_size.value(xp)
+        step = (s.direction * step_size)[:, None]
+        half = s.momentum + 0.5 * step * s.force
+        position = s.position + step * metric.push(half)
+        log_density, gradient = density(position)
+        force = metric.pull(gradient)
+        momentum = half + 0.5 * step * force
 
+        # the new leaf's log weight is minus the change of energy; where that is not a number it has none
+        log_weight = s.energy + log_density - kinetic(momentum)
+        log_weight = xp.where(abs(log_weight) < -_NOTHING, log_weight, _NOTHING)
+        is_divergent = log_weight < -DIVERGENCE
+        subtree_log_weight = xp.logaddexp(s.subtree_log_weight, log_weight)
+        is_taken = noise.log_uniform[:, 0] <= log_weight - subtree_log_weight  # always for the first leaf
+        taken = Choice(is_taken)
+        sum_acceptance = s.sum_acceptance + xp.exp(xp.where(log_weight < 0, log_weight, 0.0))
+        n_leapfrogs = s.n_leapfrogs + 1
+        subtree_momentum = s.subtree_momentum + momentum
 
-def _advance(
-    density: Density, s: Trajectory, noise: Noise, tuning: Tuning
-) -> tuple[Trajectory, Transitions | None]:
-    """One leapfrog step of every chain, and what follows from it."""
-    xp = library(s.position)
-    can_look = not is_traced()
-    metric: Metric = tuning.metric
-    step_size = s.step_size.value(xp)
-    step = (s.direction * step_size)[:, None]
-    half = s.momentum + 0.5 * step * s.force
-    position = s.position + step * metric.push(half)
-    log_density, gradient = density(position)
-    force = metric.pull(gradient)
-    momentum = half + 0.5 * step * force
+        n_ones, longest = s.n_ones, s.longest
+        place = s.table[2, : len(s.checkpoint_sum), None]
+        here = (place == n_ones)[:, :, None]
+        sums = xp.where(here, s.subtree_momentum, s.checkpoint_sum)
+        first = xp.where(here, momentum, s.checkpoint_first)
+        previous = xp.where(here, s.momentum, s.checkpoint_previous)
 
-    # the new leaf's log weight is minus the change of energy; where that is not a number it has none
-    log_weight = s.energy + log_density - kinetic(momentum)
-    log_weight = xp.where(abs(log_weight) < -_NOTHING, log_weight, _NOTHING)
-    is_divergent = log_weight < -DIVERGENCE
-    subtree_log_weight = xp.logaddexp(s.subtree_log_weight, log_weight)
-    is_taken = noise.log_uniform[:, 0] <= log_weight - subtree_log_weight  # always for the first leaf
-    taken = Choice(is_taken)
-    sum_acceptance = s.sum_acceptance + xp.exp(xp.where(log_weight < 0, log_weight, 0.0))
-    n_leapfrogs = s.n_leapfrogs + 1
-    subtree_momentum = s.subtree_momentum + momentum
-
-    n_ones, n_trailing = s.n_ones, s.n_trailing
-    place = s.table[2, : len(s.checkpoint_sum), None]
-    here = (place == n_ones)[:, :, None]
-    sums = xp.where(here, s.subtree_momentum, s.checkpoint_sum)
-    first = xp.where(here, momentum, s.checkpoint_first)
-    previous = xp.where(here, s.momentum, s.checkpoint_previous)
-
-    is_rejected = is_divergent
-    longest = n_ones - xp.maximum(n_trailing, xp.ones_like(n_trailing))
-    if not can_look or (n_ones > 0).any():
-        since = subtree_momentum - sums
+        is_rejected = is_divergent
         is_start = (place < n_ones) & (place >= longest)
-        turns = is_start & _turns_at_an_end(first, momentum, since)
-        if not can_look or (n_trailing > 1).any():
-            is_start_of_right_half = (place < n_ones) & (place > longest)
-            turns = turns | (is_start_of_right_half & _turns_at_an_end(previous, momentum, previous + since))
-        is_rejected = is_rejected | turns.any(0)
-    is_last = s.leaf + 1 == s.size
-    is_over = is_last | is_rejected
-    leaf = (s.leaf + 1) * ~is_over
-    state = s._replace(
-        position=position, force=force, momentum=momentum,
-        candidate=taken(position, s.candidate), candidate_force=taken(force, s.candidate_force),
-        candidate_log_density=taken(log_density, s.candidate_log_density),
-        subtree_momentum=subtree_momentum, checkpoint_sum=sums, checkpoint_first=first, checkpoint_previous=previous,
-        leaf=leaf, n_ones=s.table[0][leaf], n_trailing=s.table[1][leaf],
-        subtree_log_weight=subtree_log_weight, sum_acceptance=sum_acceptance, n_leapfrogs=n_leapfrogs,
-    )  # fmt: skip
-    if can_look and not is_over.any():
-        return state, None
-    return _join(state, noise, is_over, is_rejected, is_divergent, tuning)
-
-
-def _join(
-    s: Trajectory,
-    noise: Noise,
-    is_over: Array,
-    is_rejected: Array,
-    is_divergent: Array,
-    tuning: Tuning,
-) -> tuple[Trajectory, Transitions | None]:
-    """Join the subtrees that are over to their trees, end the trajectories that are over, and begin what comes next."""
-    xp = library(s.position)
-    is_accepted = is_over & ~is_rejected
-    accepted, over = Choice(is_accepted), Choice(is_over)
-    is_done = is_rejected
-    if not accepted.is_empty:
-        turns = _turns(
-            s.other_momentum, s.checkpoint_previous[0], s.tree_momentum,
-            s.checkpoint_first[0], s.momentum, s.subtree_momentum,
+        if is_any(is_start):
+            since = subtree_momentum - sums
+            turns = is_start & _turns_at_an_end(first, momentum, since)
+            is_start_of_right_half = is_start & (place > longest)
+            if is_any(is_start_of_right_half):
+                turns = turns | (is_start_of_right_half & _turns_at_an_end(previous, momentum, previous + since))
+            is_rejected = is_rejected | turns.any(0)
+        is_last = s.leaf + 1 == s.size
+        is_over = is_last | is_rejected
+        leaf = (s.leaf + 1) * ~is_over
+        state = s._replace(
+            position=position, force=force, momentum=momentum,
+            candidate=taken(position, s.candidate), candidate_force=taken(force, s.candidate_force),
+            candidate_log_density=taken(log_density, s.candidate_log_density),
+            subtree_momentum=subtree_momentum,
+            checkpoint_sum=sums, checkpoint_first=first, checkpoint_previous=previous,
+            leaf=leaf, n_ones=s.table[0][leaf], longest=s.table[1][leaf],
+            subtree_log_weight=subtree_log_weight, sum_acceptance=sum_acceptance, n_leapfrogs=n_leapfrogs,
         )  # fmt: skip
-        is_done = is_done | (is_accepted & (turns | (s.depth + 1 == len(s.checkpoint_sum))))
-    depth = s.depth + is_accepted
-    taken = Choice(is_accepted & (noise.log_uniform[:, 1] <= s.subtree_log_weight - s.log_weight))
-    proposal = taken(s.candidate, s.proposal)
-    proposal_force = taken(s.candidate_force, s.proposal_force)
-    log_density = taken(s.candidate_log_density, s.log_density)
-    acceptance_rate = s.sum_acceptance / s.n_leapfrogs
-    done = Choice(is_done)
-    ended, step_size = None, s.step_size
-    if not done.is_empty:
-        info = Info(
-            log_density, acceptance_rate, s.n_leapfrogs, depth, is_divergent, s.energy, s.step_size.value(xp)
-        )
-        ended = Transitions(is_done, proposal, proposal_force, info)
-        step_size = s.step_size.update(acceptance_rate, tuning.target, is_done, tuning.is_adapting, xp)
+        if not is_any(is_over):
+            return state, None
+        return self._join(state, noise, is_over, is_rejected, is_divergent, tuning)
 
-    back = Choice(is_accepted & (noise.direction != s.direction))
-    is_kept = ~is_done
-    zero = xp.zeros_like(s.energy)
-    state = s._replace(
-        position=done(proposal, back(s.other_position, s.position)),
-        force=done(proposal_force, back(s.other_force, s.force)),
-        momentum=done(noise.momentum, back(s.other_momentum, s.momentum)),
-        other_position=done(proposal, back(s.position, s.other_position)),
-        other_force=done(proposal_force, back(s.force, s.other_force)),
-        other_momentum=done(noise.momentum, back(s.momentum, s.other_momentum)),
-        proposal=proposal,
-        proposal_force=proposal_force,
-        log_density=log_density,
-        tree_momentum=done(
-            noise.momentum, accepted(s.tree_momentum + s.subtree_momentum, s.tree_momentum)
-        ),
-        subtree_momentum=over(xp.zeros_like(s.position), s.subtree_momentum),
-        size=xp.where(is_done, 1, s.size + s.size * is_accepted),
-        depth=depth * is_kept,
-        direction=over(noise.direction, s.direction),
-        energy=done(kinetic(noise.momentum) - log_density, s.energy),
-        log_weight=done(zero, accepted(xp.logaddexp(s.log_weight, s.subtree_log_weight), s.log_weight)),
-        subtree_log_weight=over(zero + _NOTHING, s.subtree_log_weight),
-        sum_acceptance=done(zero, s.sum_acceptance),
-        n_leapfrogs=done(zero, s.n_leapfrogs),
-        step_size=step_size,
-    )
-    return state, ended
+    def _join(
+        self,
+        s: Trajectory,
+        noise: Noise,
+        is_over: Array,
+        is_rejected: Array,
+        is_divergent: Array,
+        tuning: Tuning,
+    ) -> tuple[Trajectory, Transitions | None]:
+        """Join subtrees that are over to their trees, end trajectories that are over, and begin what comes next."""
+        xp = library(s.position)
+        is_accepted = is_over & ~is_rejected
+        accepted, over = Choice(is_accepted), Choice(is_over)
+        is_done = is_rejected
+        if not accepted.is_empty:
+            turns = _turns(
+                s.other_momentum, s.checkpoint_previous[0], s.tree_momentum,
+                s.checkpoint_first[0], s.momentum, s.subtree_momentum,
+            )  # fmt: skip
+            is_done = is_done | (is_accepted & (turns | (s.depth + 1 == self.max_tree_depth)))
+        depth = s.depth + is_accepted
+        taken = Choice(is_accepted & (noise.log_uniform[:, 1] <= s.subtree_log_weight - s.log_weight))
+        proposal = taken(s.candidate, s.proposal)
+        proposal_force = taken(s.candidate_force, s.proposal_force)
+        log_density = taken(s.candidate_log_density, s.log_density)
+        acceptance_rate = s.sum_acceptance / s.n_leapfrogs
+        done = Choice(is_done)
+        ended, step_size, fresh = None, s.step_size, s.momentum
+        if not done.is_empty:
+            assert tuning.momenta
+            fresh = tuning.momenta.values[s.n_begun, xp.arange(len(is_done))]
+            info = Info(
+                log_density, acceptance_rate, s.n_leapfrogs, depth, is_divergent, s.energy, s.step_size.value(xp)
+            )
+            ended = Transitions(is_done, proposal, proposal_force, info)
+            step_size = s.step_size.update(acceptance_rate, tuning.target, is_done, tuning.is_adapting, xp)
+
+        back = Choice(is_accepted & (noise.direction != s.direction))
+        is_kept = ~is_done
+        state = s._replace(
+            position=done(proposal, back(s.other_position, s.position)),
+            force=done(proposal_force, back(s.other_force, s.force)),
+            momentum=done(fresh, back(s.other_momentum, s.momentum)),
+            other_position=done(proposal, back(s.position, s.other_position)),
+            other_force=done(proposal_force, back(s.force, s.other_force)),
+            other_momentum=done(fresh, back(s.momentum, s.other_momentum)),
+            proposal=proposal,
+            proposal_force=proposal_force,
+            log_density=log_density,
+            tree_momentum=done(fresh, accepted(s.tree_momentum + s.subtree_momentum, s.tree_momentum)),
+            subtree_momentum=over(0.0, s.subtree_momentum),
+            size=xp.where(is_done, 1, s.size + s.size * is_accepted),
+            depth=depth * is_kept,
+            direction=over(noise.direction, s.direction),
+            energy=done(kinetic(fresh) - log_density, s.energy),
+            log_weight=done(0.0, accepted(xp.logaddexp(s.log_weight, s.subtree_log_weight), s.log_weight)),
+            subtree_log_weight=over(_NOTHING, s.subtree_log_weight),
+            sum_acceptance=done(0.0, s.sum_acceptance),
+            n_leapfrogs=done(0.0, s.n_leapfrogs),
+            n_begun=s.n_begun + is_done,
+            step_size=step_size,
+        )
+        return state, ended
 
 
 def _turns(
@@ -299,12 +293,12 @@ def _turns(
 
 def _turns_at_an_end(first: Array, last: Array, total: Array) -> Array:
     """Whether a trajectory with this first and last momentum and sum of momenta turns back; [..., D] each."""
-    dot = library(first).linalg.vecdot
     return (dot(first, total) <= 0) | (dot(last, total) <= 0)
 
 
 def _leaf_table(max_tree_depth: int, device: torch.device) -> Tensor:
-    """For each leaf of a subtree its number of ones and of trailing ones in binary, and itself; [3, leaf]."""
+    """For each leaf of a subtree its number of ones, its ``longest`` and itself; [3, leaf]."""
     leaves = torch.arange(max(2 ** (max_tree_depth - 1), max_tree_depth), device=device)
     bits = leaves[:, None] >> torch.arange(max_tree_depth, device=device) & 1
-    return torch.stack([bits.sum(-1), bits.cumprod(-1).sum(-1), leaves])
+    n_ones, n_trailing = bits.sum(-1), bits.cumprod(-1).sum(-1)
+    return torch.stack([n_ones, n_ones - n_trailing.clamp(min=1), leaves])

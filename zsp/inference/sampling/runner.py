@@ -15,12 +15,13 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from zsp.inference.compiled_loop import CompiledLoop
 from zsp.inference.executor import CompileError
 from zsp.inference.sampling.arrays import to_numpy, to_torch
-from zsp.inference.sampling.kernel import Density, Kernel, Transitions, Tuning
+from zsp.inference.sampling.kernel import Density, Kernel, Momenta, Transitions, Tuning
 
 __all__ = ["Runner", "choose_block"]
 
-MOST_STEPS = 256
-"""Steps of a block: in longer ones drawing random numbers and storing draws take less of the time."""
+LEAST_STEPS, MOST_STEPS, MOST_NUMBERS = 16, 1024, 2**20
+"""Steps of the longest block, in which drawing random numbers and storing draws take little of the time; fewer where
+it would hold more numbers than that in an array of positions."""
 
 MOST_TRANSITIONS = 64
 """Transitions of a block, about: after them the progress is shown, and a checkpoint may be written."""
@@ -29,16 +30,20 @@ LONGEST_CALL = 0.5
 """Seconds of a compiled call, about, unless a single step takes longer."""
 
 
-def choose_block(n_left: int, n_made: int, n_steps: int) -> int:
-    """How many steps to take next, so that what is left is made and little more.
+def choose_block(n_left: int, n_made: int, most_made: int, n_steps: int, most_steps: int) -> tuple[int, int]:
+    """How many steps to take next, so that what is left is made and little more, and how many trajectories may begin.
 
     Args:
         n_left: transitions that the slowest chain has to make.
         n_made: those it has made so far.
+        most_made: those that the fastest chain has.
         n_steps: in so many steps.
+        most_steps: of a block.
     """
     per_transition = max(1.0, n_steps / n_made) if n_made else 1.0
-    return min(MOST_STEPS, math.ceil(min(n_left, MOST_TRANSITIONS) * per_transition))
+    n_next = min(most_steps, math.ceil(min(n_left, MOST_TRANSITIONS) * per_transition))
+    fastest = min(1.0, most_made / n_steps) if n_made else 1.0
+    return n_next, min(n_next, math.ceil(1.3 * fastest * n_next) + 8)
 
 
 class Runner:
@@ -48,13 +53,18 @@ class Runner:
         kernel: the kernel.
         density: the log density, packed.
         generator: of the random numbers.
+        n_numbers: in the positions of all chains.
         is_compiled: whether to compile; what cannot be compiled runs eagerly, with a warning that says why.
 
     Attributes:
+        most_steps: of a block.
         compile_seconds: how long compiling has taken so far.
     """
 
-    def __init__(self, kernel: Kernel, density: Density, generator: torch.Generator, is_compiled: bool) -> None:
+    def __init__(
+        self, kernel: Kernel, density: Density, generator: torch.Generator, n_numbers: int, is_compiled: bool
+    ) -> None:
+        self.most_steps = min(MOST_STEPS, max(LEAST_STEPS, MOST_NUMBERS // n_numbers))
         self._kernel = kernel
         self._density = density
         self._generator = generator
@@ -64,20 +74,31 @@ class Runner:
         self._loops: dict[Any, CompiledLoop] = {}
         self._steps_per_call = 1
 
-    def block(self, state: Any, position: Tensor, tuning: Tuning, n_steps: int) -> tuple[Any, Transitions | None]:
+    def block(
+        self, state: Any, position: Tensor, tuning: Tuning, n_steps: int, n_trajectories: int
+    ) -> tuple[Any, Transitions | None, int]:
         """The state after a block of steps.
 
         Args:
             state: the kernel's.
             position: any tensor of the shape, dtype and device of the chains' positions.
             tuning: metric and adaptation.
-            n_steps: at most MOST_STEPS.
+            n_steps: at most ``most_steps``.
+            n_trajectories: for which momenta are drawn, if the kernel takes them so: the block ends early when a chain
+                has begun so many. On a GPU, which would have to wait for that to be known, as many as there are steps.
 
         Returns:
-            The new state, and what ended in the block, with a leading axis of steps; None if nothing did.
+            The new state; what ended in the block, with a leading axis of steps, None if nothing did; and the number
+            of steps made.
         """
         with torch.no_grad():
             noise = self._kernel.draw_noise(n_steps, position, self._generator)
+            if position.device.type != "cpu":
+                n_trajectories = n_steps
+            momenta = self._kernel.draw_momenta(n_trajectories, position, self._generator)
+            if momenta:
+                state = state._replace(n_begun=0 * state.n_begun)
+                tuning = tuning._replace(momenta=momenta)
             if self.is_compiled:
                 loop = self._loop(state, noise, tuning)
                 if loop is not None:
@@ -87,35 +108,46 @@ class Runner:
                 self._density.trace(position)
             return self._eager_block(state, noise, tuning)
 
-    def _eager_block(self, state: Any, noise: Any, tuning: Tuning) -> tuple[Any, Transitions | None]:
+    def _eager_block(self, state: Any, noise: Any, tuning: Tuning) -> tuple[Any, Transitions | None, int]:
         leaves, structure = tree_flatten(noise)
         on_cpu = leaves[0].device.type == "cpu"
         if on_cpu:
             leaves, state, tuning = to_numpy((leaves, state, tuning))
         rows = []
+        n_steps = 0
         with numpy.errstate(all="ignore"):  # a diverging trajectory overflows
             for step in zip(*leaves, strict=True):
                 state, ended = self._kernel.advance(self._density, state, tree_unflatten(step, structure), tuning)
+                n_steps += 1
                 if ended is not None:
                     rows.append(ended)
+                    if tuning.momenta and not tuning.momenta.suffice(state.n_begun):
+                        break
         if on_cpu:
             state = to_torch(tree_map(numpy.asarray, state))
         if not rows:
-            return state, None
+            return state, None, n_steps
         if on_cpu:
-            return state, to_torch(tree_map(lambda *parts: numpy.stack(parts), *rows))
-        return state, tree_map(lambda *parts: torch.stack(parts), *rows)
+            return state, to_torch(tree_map(lambda *parts: numpy.stack(parts), *rows)), n_steps
+        return state, tree_map(lambda *parts: torch.stack(parts), *rows), n_steps
 
     def _loop(self, state: Any, noise: Any, tuning: Tuning) -> CompiledLoop | None:
         """The compiled block for a metric of this kind."""
-        leaves, structure = tree_flatten(tuning)
+        leaves, structure = tree_flatten(tuning.metric)
         kind = structure, *[leaf.shape for leaf in leaves]
         if kind not in self._loops:
             start = time.perf_counter()
+            goes_on = None
+            if tuning.momenta:
+                values = tuning.momenta.values
+                if values.device.type == "cpu":
+                    goes_on = lambda state, tuning: tuning.momenta.suffice(state.n_begun)  # noqa: E731
+                most = Momenta.of(values.new_empty(self.most_steps, *values.shape[1:]))
+                tuning = tuning._replace(momenta=most)
             try:
                 self._loops[kind] = CompiledLoop(
-                    lambda *arguments: self._kernel.advance(self._density, *arguments), MOST_STEPS, state,
-                    tree_map(lambda leaf: leaf[0], noise), tuning, is_closure_fixed=True,
+                    lambda *arguments: self._kernel.advance(self._density, *arguments), self.most_steps, state,
+                    tree_map(lambda leaf: leaf[0], noise), tuning, goes_on=goes_on, is_closure_fixed=True,
                 )  # fmt: skip
             except CompileError as error:
                 warnings.warn(
@@ -129,19 +161,25 @@ class Runner:
                 self.compile_seconds += time.perf_counter() - start
         return self._loops[kind]
 
-    def _compiled_block(self, loop: CompiledLoop, state: Any, noise: Any, tuning: Tuning) -> tuple[Any, Transitions]:
+    def _compiled_block(
+        self, loop: CompiledLoop, state: Any, noise: Any, tuning: Tuning
+    ) -> tuple[Any, Transitions, int]:
         """In calls of so many steps that an interrupt, which waits for their end, waits for less than a second."""
         leaves, structure = tree_flatten(noise)
-        first, rows = 0, []
-        while first < len(leaves[0]):
+        n_steps, is_over, rows = 0, False, []
+        while not is_over:
             start = time.perf_counter()
-            part = [leaf[first : first + self._steps_per_call] for leaf in leaves]
+            part = [leaf[n_steps : n_steps + self._steps_per_call] for leaf in leaves]
             state, ended = loop(state, tree_unflatten(part, structure), tuning)
             rows.append(ended)
-            first += self._steps_per_call
+            n_steps += len(ended.is_done)
+            is_over = n_steps == len(leaves[0])
+            if tuning.momenta and not is_over:
+                is_over = not tuning.momenta.suffice(state.n_begun)
             seconds = time.perf_counter() - start
             if seconds < LONGEST_CALL / 2:
-                self._steps_per_call = min(2 * self._steps_per_call, MOST_STEPS)
+                self._steps_per_call = min(2 * self._steps_per_call, self.most_steps)
             elif seconds > LONGEST_CALL:
                 self._steps_per_call = max(self._steps_per_call // 2, 1)
-        return state, rows[0] if len(rows) == 1 else tree_map(lambda *parts: torch.cat(parts), *rows)
+        return state, rows[0] if len(rows) == 1 else tree_map(lambda *parts: torch.cat(parts), *rows), n_steps
+

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zsp.inference.executor import is_traced
-from zsp.inference.sampling.arrays import Array, Choice, library
+from zsp.inference.sampling.arrays import Array, Choice, is_any, library
 from zsp.inference.sampling.kernel import DIVERGENCE, Density, Kernel, Transitions, Tuning, require_options
 from zsp.inference.sampling.metric import Metric
 from zsp.inference.sampling.trajectory_length import LengthAdaptation, Outcome, leading_scale
@@ -118,11 +118,17 @@ class SharedTrajectory(Kernel):
         return Noise(torch.randn(n_steps, n_chains, n_dims, **like), torch.log1p(-uniform))
 
     def begin(
-        self, density: Density, position: Array, metric: Metric, step_size: LengthAdaptation, noise: Noise
+        self,
+        density: Density,
+        position: Tensor,
+        metric: Metric,
+        step_size: LengthAdaptation,
+        generator: torch.Generator,
     ) -> Trajectories:
         """Trajectories that begin at ``position`` [chain, D]."""
         log_density, gradient = density(position)
-        place = Place(metric.unpush(position), self._refresh(noise.momentum), metric.pull(gradient), log_density)
+        (momentum,) = self.draw_noise(1, position, generator).momentum
+        place = Place(metric.unpush(position), self._refresh(momentum), metric.pull(gradient), log_density)
         return self._begin_at(place, step_size)
 
     def _begin_at(self, place: Place, adaptation: LengthAdaptation) -> Trajectories:
@@ -142,7 +148,7 @@ class SharedTrajectory(Kernel):
             place=place, kinetic_change=state.kinetic_change + kinetic_change, leapfrog=state.leapfrog + 1
         )
         is_over = state.leapfrog >= state.n_leapfrogs
-        if not is_traced() and not is_over.any():
+        if not is_any(is_over):
             return state, None
         return self._end(state, noise, is_over, tuning)
 
