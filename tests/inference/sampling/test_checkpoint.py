@@ -14,6 +14,7 @@ import zsp
 from tests.inference.sampling.test_mcmc import DATA, interrupt_after, same, sample
 from zsp.inference.sampling import checkpoint as checkpoints
 from zsp.inference.sampling.checkpoint import read_checkpoint, write_checkpoint
+from zsp.inference.sampling.runner import Runner
 
 ROOT = Path(__file__).parents[3]
 
@@ -93,11 +94,14 @@ def test_resume_without_a_file_begins(tmp_path):
 
 def test_interrupted_draws_are_continued(tmp_path):
     """Ctrl-C returns draws, and the checkpoint goes on from about there."""
-    whole = sample(**OPTIONS)
-    path = tmp_path / "run.pt"
+    path, blocks = tmp_path / "run.pt", []
+    with pytest.MonkeyPatch.context() as patch:
+        block = Runner.block
+        patch.setattr(Runner, "block", lambda *arguments: blocks.append(1) or block(*arguments))
+        whole = sample(**OPTIONS)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        interrupt_after(patch, 14)
+        interrupt_after(patch, len(blocks) - 1)
         part = sample(checkpoint=path, **OPTIONS)
     assert 0 < part.n_draws < 100 and same(part, whole.select(draws=slice(part.n_draws)))
     assert same(sample(checkpoint=path, resume=True, **OPTIONS), whole)
