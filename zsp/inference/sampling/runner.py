@@ -19,7 +19,7 @@ from zsp.inference.sampling.kernel import Density, Kernel, Momenta, Transitions,
 
 __all__ = ["Runner", "choose_block"]
 
-LEAST_STEPS, MOST_STEPS, MOST_NUMBERS = 16, 1024, 2**20
+LEAST_STEPS, MOST_STEPS, MOST_NUMBERS = 16, 512, 2**20
 """Steps of the longest block, in which drawing random numbers and storing draws take little of the time; fewer where
 it would hold more numbers than that in an array of positions."""
 
