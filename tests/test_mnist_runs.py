@@ -45,6 +45,7 @@ def nll_of_independent_pixels():
         ("iwae_mnist", ["--objective", "vae"], "active units"),
         ("iwae_mnist", ["--objective", "iwae"], "active units"),
         ("iwae_mnist", ["--objective", "iwae", "--estimator", "dreg"], "active units"),
+        ("iwae_mnist", ["--objective", "iwae", "--bfloat16"], "active units"),
         ("sbn_mnist", ["--objective", "vimco", "--learning-rate", "1e-2"], ""),
         ("sbn_mnist", ["--objective", "rws", "--learning-rate", "1e-2"], ""),
     ],
@@ -148,3 +149,18 @@ def test_mistakes(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("sbn_mnist", tmp_path, "--k", "0")
     assert "at least 1, got 0" in capsys.readouterr().err
+
+
+def test_products_are_in_the_other_dtype_inside_alone():
+    """Rounded as bfloat16 is, with gradients in the dtype of the weights; also an error ends it."""
+    runs = script("mnist_runs")
+    layer, x = runs.glorot(64, 8), torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    exact = layer(x)
+    with pytest.raises(KeyError), runs.products_in(torch.bfloat16, nn.ModuleDict({"layer": layer})):
+        rounded = layer(x)
+        rounded.sum().backward()
+        raise KeyError
+    assert rounded.dtype == layer.weight.grad.dtype == torch.float32
+    error = (rounded - exact).abs()
+    assert 1e-4 < error.max() < 64 * 2**-8 * x.abs().max() * layer.weight.abs().max()
+    assert torch.equal(layer(x), exact)
