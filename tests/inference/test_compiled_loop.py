@@ -56,6 +56,20 @@ def in_python(state, inputs, fixed):
     return state, tree_map(lambda *parts: torch.stack(parts), *rows)
 
 
+def test_a_loop_may_end_early_after_at_least_one_step():
+    def count(state, step, fixed):
+        return state + step, state
+
+    def is_below(state, fixed):
+        return state < fixed
+
+    zero, one = torch.zeros(()), torch.ones(())
+    loop = CompiledLoop(count, N_STEPS, zero, one, zero, goes_on=is_below)
+    for limit, n_steps in ((4, 4), (0, 1), (100, N_STEPS)):
+        state, before = loop(zero, torch.ones(N_STEPS), torch.tensor(float(limit)))
+        assert state == n_steps and before.tolist() == list(range(n_steps))
+
+
 def test_a_loop_does_what_its_steps_do_and_changes_nothing_that_it_is_given():
     state, inputs, fixed = example()
     loop = CompiledLoop(step, N_STEPS, state, tree_map(lambda leaf: leaf[0], inputs), fixed)

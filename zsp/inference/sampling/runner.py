@@ -121,7 +121,7 @@ class Runner:
                 n_steps += 1
                 if ended is not None:
                     rows.append(ended)
-                    if tuning.momenta and not tuning.momenta.suffice(state.n_begun):
+                    if not _may_go_on(state, tuning):
                         break
         if on_cpu:
             state = to_torch(tree_map(numpy.asarray, state))
@@ -141,7 +141,7 @@ class Runner:
             if tuning.momenta:
                 values = tuning.momenta.values
                 if values.device.type == "cpu":
-                    goes_on = lambda state, tuning: tuning.momenta.suffice(state.n_begun)  # noqa: E731
+                    goes_on = _may_go_on
                 most = Momenta.of(values.new_empty(self.most_steps, *values.shape[1:]))
                 tuning = tuning._replace(momenta=most)
             try:
@@ -173,9 +173,7 @@ class Runner:
             state, ended = loop(state, tree_unflatten(part, structure), tuning)
             rows.append(ended)
             n_steps += len(ended.is_done)
-            is_over = n_steps == len(leaves[0])
-            if tuning.momenta and not is_over:
-                is_over = not tuning.momenta.suffice(state.n_begun)
+            is_over = n_steps == len(leaves[0]) or not _may_go_on(state, tuning)
             seconds = time.perf_counter() - start
             if seconds < LONGEST_CALL / 2:
                 self._steps_per_call = min(2 * self._steps_per_call, self.most_steps)
@@ -183,3 +181,7 @@ class Runner:
                 self._steps_per_call = max(self._steps_per_call // 2, 1)
         return state, rows[0] if len(rows) == 1 else tree_map(lambda *parts: torch.cat(parts), *rows), n_steps
 
+
+def _may_go_on(state: Any, tuning: Tuning) -> Any:
+    """Whether every chain has a momentum left for its next trajectory."""
+    return not tuning.momenta or tuning.momenta.suffice(state.n_begun)
