@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves, tree_map
 
+from zsp.inference import loop_code
 from zsp.inference.compiled_loop import CompiledLoop
 from zsp.inference.executor import CompileError
 
@@ -114,8 +116,6 @@ def test_arguments_need_not_be_contiguous():
 
 def test_loops_of_other_steps_are_other_code(tmp_path, monkeypatch):
     """Compiled code is found again by what is in a loop."""
-    from torch._dynamo.utils import counters
-
     before = counters["inductor"]["fxgraph_cache_hit"]
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     x, y = tensors(4, (3, 4))
@@ -128,6 +128,39 @@ def test_loops_of_other_steps_are_other_code(tmp_path, monkeypatch):
             torch.testing.assert_close(total, expected.sum())
         torch.testing.assert_close(end, expected)
     assert counters["inductor"]["fxgraph_cache_hit"] == before + 1
+
+
+@pytest.mark.parametrize("n_kept", [64, 62])
+def test_a_result_that_could_be_written_over_an_argument_of_another_shape(n_kept):
+    """The library writes a product of shape [4, 16]; what follows needs it no more, and is nearly as large."""
+    state, matrix, inputs = tensors((4, 16), (16, 16), (N_STEPS,))
+
+    def step(state, shift, fixed):
+        made = ((state @ matrix / 8).flatten()[:n_kept] + shift).sin()
+        return state / 2 + made.cumsum(0).mean() * fixed, made
+
+    fixed = torch.ones((), dtype=torch.float64)
+    loop = CompiledLoop(step, N_STEPS, state, inputs[0], fixed)
+    found, made = loop(state, inputs, fixed)
+    for shift, row in zip(inputs, made, strict=True):
+        state, expected = step(state, shift, fixed)
+        torch.testing.assert_close(row, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, state, rtol=1e-12, atol=1e-12)
+
+
+def test_code_that_another_version_wrote_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    (state,) = tensors((3,))
+
+    def misses():
+        before = counters["inductor"]["fxgraph_cache_miss"]
+        CompiledLoop(lambda state, step, fixed: (state + step * fixed, state.sum()), 4, state, state[0], state[0])
+        return counters["inductor"]["fxgraph_cache_miss"] - before
+
+    assert misses() > 0
+    assert misses() == 0
+    monkeypatch.setattr(loop_code, "VERSION", "another")
+    assert misses() > 0
 
 
 def test_a_step_that_changes_a_tensor_in_place_is_explained():

@@ -383,7 +383,7 @@ def _lower(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-    from zsp.inference.loop_code import loops_without_allocations
+    from zsp.inference import loop_code
 
     # all shapes are static, but without an environment for those that are not Inductor keeps no graph in its cache
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
@@ -402,14 +402,15 @@ def _lower(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
         "cpp_wrapper": on_cpu,
         "cpp.vec_isa_ok": True,  # what the processor has the compiler knows: trying it out takes eight seconds
         "cpp_wrapper_build_separate": on_cpu,  # calls need less optimisation than kernels: half of the time to compile
-        "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.while_loop": "its parts are in the key"},
+        # the parts of a loop are in the key under which its code is kept; so is what writes that code
+        "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.while_loop": loop_code.VERSION},
     }
     with (
         tracing(TracingContext(mode)),
         config.patch(options),
         torch.no_grad(),
         _quiet("torch._inductor"),
-        loops_without_allocations() if on_cpu and loops else nullcontext(),
+        loop_code.loops_without_allocations() if on_cpu and loops else nullcontext(),
     ):
         return compile_fx_inner(graph, fakes, cpp_wrapper=on_cpu)  # type: ignore[return-value]
 

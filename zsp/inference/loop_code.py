@@ -8,6 +8,9 @@ is kept twice, to be written in turn.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +24,10 @@ from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.wrapper import EnterSubgraphLine, ExitSubgraphLine, WrapperLine
 from torch._inductor.utils import DeferredLineBase, IndentedBuffer
 
-__all__ = ["loops_without_allocations"]
+__all__ = ["VERSION", "loops_without_allocations"]
+
+VERSION = hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()
+"""Of what is written here: code that an earlier version wrote, kept on disk, is not this one's."""
 
 
 @contextmanager
@@ -194,11 +200,25 @@ class _Wrapper(CppWrapperCpu):
         """The same for several."""
         return super().make_free_by_names([name for name in names_to_del if name not in self._kept])
 
+    def can_reuse(self, input_buffer: Any, operation: Any = None) -> bool:
+        """Whether a tensor's place may be taken, by an operation's results: here, if they look the same.
+
+        Otherwise they would need a handle of their own for data that move when what is carried is exchanged.
+        """
+        results = [] if operation is None else operation.get_outputs()
+        return super().can_reuse(input_buffer) and all(_look_same(input_buffer.node, result.node) for result in results)
+
     def make_buffer_reuse(self, old: Any, new: Any, delete_old: bool) -> str:
         """The line that has a tensor take the place of another one, which is not needed any more."""
         if old.get_name() not in self._kept:
             return super().make_buffer_reuse(old, new, delete_old)
-        if (old.get_size(), old.get_stride()) != (new.get_size(), new.get_stride()):
+        if not _look_same(old, new):
             return self.make_buffer_allocation(new)
         self._kept.add(new.get_name())
         return f"auto& {new.get_name()} = {old.get_name()};"
+
+
+def _look_same(*buffers: Any) -> bool:
+    one, other = (buffer.get_output_spec() for buffer in buffers)
+    are_tensors = isinstance(one, ir.Layout) and isinstance(other, ir.Layout)
+    return are_tensors and (one.size, one.stride) == (other.size, other.stride)
