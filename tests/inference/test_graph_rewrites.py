@@ -138,20 +138,23 @@ def test_a_tall_product_is_made_wide():
     torch.testing.assert_close(traced.graph(first, second)[0], first @ second, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("is_transposed", [False, True])
 @pytest.mark.parametrize(
     ("n_rows", "shape", "is_sum"),
     [
-        pytest.param(4, (25, 100), True, id="few rows, sums side by side"),
-        pytest.param(1, (100, 25), True, id="a row, terms side by side"),
-        pytest.param(5, (25, 100), False, id="more rows"),
-        pytest.param(2, (100, 1000), False, id="a large matrix"),
+        pytest.param(4, (25, 100), True, id="few rows"),
+        pytest.param(1, (100, 25), True, id="a row"),
+        pytest.param(3, (5, 48), True, id="columns that fill their blocks"),
+        pytest.param(12, (100, 25), True, id="groups of rows"),
+        pytest.param(5, (25, 100), False, id="rows that make no groups"),
+        pytest.param(64, (25, 100), False, id="many rows"),
     ],
 )
-@pytest.mark.parametrize("is_transposed", [False, True])
-def test_a_product_of_few_rows_with_a_constant_is_a_sum(n_rows, shape, is_sum, is_transposed):
+def test_a_product_of_few_rows_with_a_constant_is_a_sum(n_rows, shape, is_sum, is_transposed, dtype):
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(shape[::-1] if is_transposed else shape, dtype=torch.float64, generator=generator)
-    x = torch.randn(n_rows, shape[0], dtype=torch.float64, generator=generator)
+    matrix = torch.randn(shape[::-1] if is_transposed else shape, dtype=dtype, generator=generator)
+    x = torch.randn(n_rows, shape[0], dtype=dtype, generator=generator)
 
     def function(x):
         return torch.mm(x, matrix.T if is_transposed else matrix)
@@ -159,7 +162,19 @@ def test_a_product_of_few_rows_with_a_constant_is_a_sum(n_rows, shape, is_sum, i
     traced = trace(function, x)
     graph_rewrites.sum_thin_products(traced.graph, len(traced.constants))
     assert (aten.mm.default not in targets(traced.graph)) == is_sum
-    torch.testing.assert_close(traced.graph(x, *traced.constants)[0], function(x), rtol=1e-12, atol=1e-12)
+    # two sums of as many terms, each term with a rounding and each addition
+    bound = 2 * (shape[0] + 1) * torch.finfo(dtype).eps * torch.mm(x.abs(), (matrix.T if is_transposed else matrix).abs())
+    assert ((traced.graph(x, *traced.constants)[0] - function(x)).abs() <= bound).all()
+    compiled = CompiledFunction(function, x, is_closure_fixed=True)
+    assert ((compiled(x) - function(x)).abs() <= bound).all()
+
+
+def test_a_product_with_a_matrix_that_is_too_large_to_be_kept_twice_is_left(monkeypatch):
+    monkeypatch.setattr(graph_rewrites, "MAX_CONSTANT", 99)
+    matrix = torch.randn(10, 10, dtype=torch.float64)
+    traced = trace(lambda x: x @ matrix, torch.randn(2, 10, dtype=torch.float64))
+    graph_rewrites.sum_thin_products(traced.graph, len(traced.constants))
+    assert aten.mm.default in targets(traced.graph)
 
 
 def test_a_product_of_few_rows_with_what_changes_is_left():

@@ -41,12 +41,14 @@ MAX_GROUP = 64  # 2 ** 64, the largest product of so many factors of at most 2, 
 MIN_GROUP = 4
 MIN_WIDTH = 16  # groups lie side by side in a vector of the processor
 
-MAX_ROWS = 4  # of a product that is a sum; every row reads the whole matrix
+GROUP = 4  # sums that a processor makes side by side: one alone would wait for each of its additions
+MAX_ROWS = 16  # of a product that is a sum; a library is as fast with more
+LINE = 64  # bytes of a line of the cache
 MIN_SHARED = 8_192  # fewer exponentials are computed twice in the time in which they are written
 
 COLUMNS = 16  # a multiple of the numbers in a vector of the processor
 
-MAX_CONSTANT = 65_536  # numbers in that matrix, so that it stays in a cache
+MAX_CONSTANT = 16_777_216  # numbers in a matrix that is kept once more
 
 
 def caller(graph: Graph) -> Callable[..., Node]:
@@ -159,11 +161,9 @@ def share_exponentials(graph: GraphModule) -> None:
         same = [node for node in nodes if _argument_of(node, aten.exp.default, aten.neg.default, aten.abs.default) is x]
         if not same:
             continue
-        call, value = caller(graph.graph), x.meta["val"]
+        call = caller(graph.graph)
         with graph.graph.inserting_before(min([sigmoid, *same], key=nodes.index)):
-            u = call(aten.exp.default, call(aten.neg.default, call(aten.abs.default, x)))
-            # a view that a compiler looks through only after it has written u to memory; it would compute u twice
-            u = call(aten.as_strided.default, u, list(value.shape), list(value.stride()))
+            u = _written(call(aten.exp.default, call(aten.neg.default, call(aten.abs.default, x))), call)
         for node in same:
             node.replace_all_uses_with(u)
         with graph.graph.inserting_before(sigmoid):
@@ -172,6 +172,15 @@ def share_exponentials(graph: GraphModule) -> None:
             sigmoid.replace_all_uses_with(call(aten.where.self, call(aten.lt.Scalar, x, 0), below, above))
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _written(node: Node, call: Callable[..., Node]) -> Node:
+    """The same tensor, in memory: a compiler would compute it anew wherever it is used."""
+    value = node.meta["val"]
+    if not value.is_contiguous():
+        node = call(aten.clone.default, node, memory_format=torch.contiguous_format)
+    # a view that a compiler looks through only after it has written what it is of
+    return call(aten.as_strided.default, node, list(value.shape), list(node.meta["val"].stride()))
 
 
 def pad_products(graph: GraphModule, n_constants: int) -> None:
@@ -206,25 +215,34 @@ def widen_products(graph: GraphModule) -> None:
 
 
 def sum_thin_products(graph: GraphModule, n_constants: int) -> None:
-    """Write products of at most MAX_ROWS rows with a matrix that is fixed, one of the last inputs, as sums.
+    """Write products of few rows with a matrix that is fixed, one of the last inputs, as sums.
 
-    A library copies the matrix first, which takes longer than the product of so few rows.
+    The matrix is laid out in blocks of columns, as wide as a line of the cache, so that all of it is read from its
+    beginning to its end, once for GROUP rows that are summed side by side. A library copies the matrix first, which
+    takes longer than a product of so few rows.
     """
     for node in _products_with_constants(graph, n_constants):
         first, second = node.args
-        (n_rows, n_terms), (_, n_columns) = first.meta["val"].shape, second.meta["val"].shape
-        if n_rows > MAX_ROWS or n_terms * n_columns > MAX_CONSTANT:
+        value = node.meta["val"]
+        (n_rows, n_terms), n_columns = first.meta["val"].shape, value.shape[1]
+        is_thin = n_rows <= GROUP or (n_rows <= MAX_ROWS and n_rows % GROUP == 0)
+        if value.device.type != "cpu" or not is_thin or n_terms * n_columns > MAX_CONSTANT:
             continue
-        call, copied = caller(graph.graph), {"memory_format": torch.contiguous_format}
+        width, group = LINE // value.element_size(), min(n_rows, GROUP)
+        n_groups = n_rows // group
+        call = caller(graph.graph)
         with graph.graph.inserting_before(node):
-            if n_columns < n_terms:  # the terms of a sum lie side by side, otherwise the sums do
-                matrix = call(aten.clone.default, call(aten.permute.default, second, [1, 0]), **copied)
-                terms = call(aten.mul.Tensor, call(aten.unsqueeze.default, first, 1), matrix)
-                result = call(aten.sum.dim_IntList, terms, [2])
-            else:
-                matrix = call(aten.clone.default, second, **copied)
-                terms = call(aten.mul.Tensor, call(aten.unsqueeze.default, first, 2), matrix)
-                result = call(aten.sum.dim_IntList, terms, [1])
+            padded = call(aten.constant_pad_nd.default, second, [0, -n_columns % width])
+            blocks = call(aten.permute.default, call(aten.view.default, padded, [n_terms, -1, width]), [1, 0, 2])
+            blocks = call(aten.clone.default, blocks, memory_format=torch.contiguous_format)
+            blocks = call(aten.unsqueeze.default, blocks, 1)
+            rows, sums = call(aten.view.default, _written(first, call), [n_groups, group, n_terms]), []
+            for i in range(group):
+                row = call(aten.view.default, call(aten.select.int, rows, 1, i), [1, n_groups, n_terms, 1])
+                block_sums = call(aten.sum.dim_IntList, call(aten.mul.Tensor, row, blocks), [2])
+                row_sums = call(aten.reshape.default, call(aten.permute.default, block_sums, [1, 0, 2]), [n_groups, -1])
+                sums.append(call(aten.slice.Tensor, row_sums, 1, 0, n_columns))
+            result = call(aten.view.default, call(aten.cat.default, sums, 1), [n_rows, n_columns])
         node.replace_all_uses_with(result)
     graph.graph.eliminate_dead_code()
     graph.recompile()
