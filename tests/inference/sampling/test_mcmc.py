@@ -8,6 +8,7 @@ import scipy.stats
 import torch
 from torch.distributions import constraints
 from torch.utils._pytree import tree_map
+from tqdm.auto import tqdm
 
 import zsp
 from tests.inference.sampling.targets import gaussian, tuning
@@ -299,6 +300,26 @@ def test_an_interrupt_returns_the_draws_that_were_made(thin, monkeypatch):
     assert same(part.warmup, whole.warmup)
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_slow_steps_show_their_progress_and_are_not_lost(compile, monkeypatch):
+    """Parts of a block are seen as they are made, and returned after Ctrl-C in the middle of it."""
+    monkeypatch.setattr(runner, "LONGEST_CALL", 0.0)
+    options = {"kernel": zsp.HMC(step_size=0.2), "n_warmup": 0, "n_samples": 40, "n_chains": 4, "compile": compile}
+    whole = sample(**options)
+    seen = []
+
+    def update(self, n=1):
+        seen.append(n)
+        if len(seen) == 25:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tqdm, "update", update)
+    with pytest.warns(UserWarning, match="interrupted: 25 draws of each chain were made and are returned"):
+        part = zsp.mcmc(build_scaled(), DATA, progress=False, **options)
+    assert same(part, whole.select(draws=slice(25)))
+    assert seen == list(range(1, 26)), "what a bar is to be moved by that does not move"
+
+
 def test_an_interrupt_in_the_warm_up_is_one(monkeypatch):
     interrupt_after(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt, match="interrupted in the warm-up, before there was a draw to return"):
@@ -356,7 +377,7 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_why():
 def test_the_progress_bar_shows_the_step_size_and_the_divergences(capsys):
     sample(progress=True)
     shown = capsys.readouterr().err
-    assert "mcmc: 100%" in shown and "50/50" in shown and "step size=" in shown and "divergences=0" in shown
+    assert "mcmc, sampling: 100%" in shown and "50/50" in shown and "step size=" in shown and "divergences=0" in shown
     sample()
     assert capsys.readouterr().err == ""
 

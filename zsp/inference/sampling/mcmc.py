@@ -13,7 +13,7 @@ import numpy
 import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from zsp.inference.draws import Deferred, Draws
 from zsp.inference.log_density import LogDensity
@@ -104,7 +104,7 @@ def mcmc(
         thin: every thin-th transition is kept.
         keep_warmup: whether to keep the warm-up's draws, as ``draws.warmup``.
         checkpoint: a file to write the state of the run to, every ``checkpoint_every`` transitions of the slowest
-            chain.
+            chain or a little later, for up to about 64 of them are made between two looks.
         checkpoint_every: see there.
         resume: whether to go on from ``checkpoint`` where that file exists; the result is that of a run that was not
             stopped, bit for bit.
@@ -274,25 +274,23 @@ class _Run:
         with self._bar(progress) as bar:
             try:
                 while self._window < len(self._windows):
-                    self._timed_block()
-                    bar.update(self._n_made() - bar.n)
-                    bar.set_postfix(self._postfix(), refresh=False)
+                    self._timed_block(bar)
                     if checkpoint is not None and self._n_made() - written >= checkpoint_every:
                         written = self._n_made()
                         write_checkpoint(checkpoint, self._content())
             except KeyboardInterrupt:
                 self._interrupt()
 
-    def _timed_block(self) -> None:
+    def _timed_block(self, bar: Any) -> None:
         """A block of steps, and how long it took, without what was compiled for it."""
         part = "warmup" if self._window < len(self._windows) - 1 else "sampling"
         start, compiled_before = time.perf_counter(), self._runner.compile_seconds
-        self._block()
+        self._block(bar)
         compiling = self._runner.compile_seconds - compiled_before
         self._seconds["compile"] += compiling
         self._seconds[part] += time.perf_counter() - start - compiling
 
-    def _block(self) -> None:
+    def _block(self, bar: Any) -> None:
         """A block of steps, and the end of the window if every chain has made its transitions."""
         window = self._windows[self._window]
         is_warmup = self._window < len(self._windows) - 1
@@ -306,10 +304,23 @@ class _Run:
         n_steps, n_trajectories = choose_block(
             window.length - int(n_made), int(n_made), int(most_made), self._n_steps, self._runner.most_steps
         )
-        self._state, ended, n_steps = self._runner.block(self._state, like, tuning, n_steps, n_trajectories)
-        self._n_steps += n_steps
-        if ended is not None:
-            self._take(ended, window, is_warmup)
+        rows: list[Transitions] = []
+        n_ended = torch.zeros_like(self._count)
+        try:
+            with torch.no_grad():
+                parts = self._runner.block(self._state, like, tuning, n_steps, n_trajectories)
+                for state, ended, n_part in parts:
+                    self._state = state
+                    self._n_steps += n_part
+                    if ended is not None:
+                        rows.append(ended)
+                        n_ended = n_ended + ended.is_done.sum(0)
+                    self._show(bar)
+                    bar.update(self._n_made(n_ended) - bar.n)
+        finally:  # also what was made when it is interrupted
+            if rows:
+                self._take(tree_map(lambda *parts: torch.cat(parts), *rows), window, is_warmup)
+        self._show(bar)
         if int(self._count.min()) >= window.length:
             self._end_window(window)
 
@@ -358,12 +369,12 @@ class _Run:
         if window.estimates_mass or self._window == len(self._windows) - 1:
             self._begin(step_size)
 
-    def _n_made(self) -> int:
-        """Transitions that the slowest chain has made."""
+    def _n_made(self, n_ended: Tensor | int = 0) -> int:
+        """Transitions that the slowest chain has made, if so many have ended that are not taken yet."""
         if self._window == len(self._windows):
             return sum(window.length for window in self._windows)
         done = sum(window.length for window in self._windows[: self._window])
-        return done + min(int(self._count.min()), self._windows[self._window].length)
+        return done + min(int((self._count + n_ended).min()), self._windows[self._window].length)
 
     def _interrupt(self) -> None:
         n_draws = int(self._count.min()) if self._window >= len(self._windows) - 1 else 0
@@ -449,7 +460,8 @@ class _Run:
         with tqdm(total=total, initial=self._n_made(), desc="mcmc", disable=not progress) as bar:
             yield bar
 
-    def _postfix(self) -> dict[str, Any]:
+    def _show(self, bar: Any) -> None:
+        is_warmup = self._window < len(self._windows) - 1
         step_size = self._state.step_size.log_step_size.exp().median().item()
-        part = "sampling" if self._window >= len(self._windows) - 1 else "warm-up"
-        return {"": part, "step size": f"{step_size:.3g}", "divergences": self._n_divergent}
+        bar.set_description_str("mcmc, warm-up" if is_warmup else "mcmc, sampling", refresh=False)
+        bar.set_postfix({"step size": f"{step_size:.3g}", "divergences": self._n_divergent}, refresh=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
@@ -24,10 +25,11 @@ LEAST_STEPS, MOST_STEPS, MOST_NUMBERS = 16, 512, 2**20
 it would hold more numbers than that in an array of positions."""
 
 MOST_TRANSITIONS = 64
-"""Transitions of a block, about: after them the progress is shown, and a checkpoint may be written."""
+"""Transitions of a block, about: after them a checkpoint may be written. The random numbers of a block are drawn at its
+beginning and its draws taken at its end, so that what they are does not depend on the time that they take."""
 
 LONGEST_CALL = 0.5
-"""Seconds of a compiled call, about, unless a single step takes longer."""
+"""Seconds of a part of a block, about, unless a single step takes longer."""
 
 
 def choose_block(n_left: int, n_made: int, most_made: int, n_steps: int, most_steps: int) -> tuple[int, int]:
@@ -76,8 +78,8 @@ class Runner:
 
     def block(
         self, state: Any, position: Tensor, tuning: Tuning, n_steps: int, n_trajectories: int
-    ) -> tuple[Any, Transitions | None, int]:
-        """The state after a block of steps.
+    ) -> Iterator[tuple[Any, Transitions | None, int]]:
+        """A block of steps, in parts that take less than a second; to be gone through without gradients.
 
         Args:
             state: the kernel's.
@@ -87,49 +89,58 @@ class Runner:
             n_trajectories: for which momenta are drawn, if the kernel takes them so: the block ends early when a chain
                 has begun so many. On a GPU, which would have to wait for that to be known, as many as there are steps.
 
-        Returns:
-            The new state; what ended in the block, with a leading axis of steps, None if nothing did; and the number
-            of steps made.
+        Yields:
+            After each part the new state; what ended in the part, with a leading axis of steps, None if nothing did;
+            and the number of its steps.
         """
-        with torch.no_grad():
-            noise = self._kernel.draw_noise(n_steps, position, self._generator)
-            if position.device.type != "cpu":
-                n_trajectories = n_steps
-            momenta = self._kernel.draw_momenta(n_trajectories, position, self._generator)
-            if momenta:
-                state = state._replace(n_begun=0 * state.n_begun)
-                tuning = tuning._replace(momenta=momenta)
-            if self.is_compiled:
-                loop = self._loop(state, noise, tuning)
-                if loop is not None:
-                    return self._compiled_block(loop, state, noise, tuning)
-            if not self._is_traced:
-                self._is_traced = True
-                self._density.trace(position)
-            return self._eager_block(state, noise, tuning)
+        noise = self._kernel.draw_noise(n_steps, position, self._generator)
+        if position.device.type != "cpu":
+            n_trajectories = n_steps
+        momenta = self._kernel.draw_momenta(n_trajectories, position, self._generator)
+        if momenta:
+            state = state._replace(n_begun=0 * state.n_begun)
+            tuning = tuning._replace(momenta=momenta)
+        loop = self._loop(state, noise, tuning) if self.is_compiled else None
+        if loop is not None:
+            return self._compiled_parts(loop, state, noise, tuning)
+        if not self._is_traced:
+            self._is_traced = True
+            self._density.trace(position)
+        return self._eager_parts(state, noise, tuning)
 
-    def _eager_block(self, state: Any, noise: Any, tuning: Tuning) -> tuple[Any, Transitions | None, int]:
+    def _eager_parts(self, state: Any, noise: Any, tuning: Tuning) -> Iterator[tuple[Any, Transitions | None, int]]:
         leaves, structure = tree_flatten(noise)
         on_cpu = leaves[0].device.type == "cpu"
         if on_cpu:
             leaves, state, tuning = to_numpy((leaves, state, tuning))
+        stack = numpy.stack if on_cpu else torch.stack
+        steps = [tree_unflatten(step, structure) for step in zip(*leaves, strict=True)]
+        n_left = len(steps)
+        while n_left:
+            state, rows, n_made = self._eager_part(state, steps[-n_left:], tuning)
+            n_left = n_left - n_made if _may_go_on(state, tuning) else 0
+            ended = tree_map(lambda *parts: stack(parts), *rows) if rows else None
+            made = (state, ended)
+            if on_cpu:
+                made = to_torch((tree_map(numpy.asarray, state), ended))
+            yield *made, n_made
+
+    def _eager_part(self, state: Any, steps: list[Any], tuning: Tuning) -> tuple[Any, list[Transitions], int]:
+        """Some of the steps: the state, what ended, and how many they are."""
         rows = []
-        n_steps = 0
+        n_made = 0
+        end = time.monotonic() + LONGEST_CALL
         with numpy.errstate(all="ignore"):  # a diverging trajectory overflows
-            for step in zip(*leaves, strict=True):
-                state, ended = self._kernel.advance(self._density, state, tree_unflatten(step, structure), tuning)
-                n_steps += 1
+            for step in steps:
+                state, ended = self._kernel.advance(self._density, state, step, tuning)
+                n_made += 1
                 if ended is not None:
                     rows.append(ended)
                     if not _may_go_on(state, tuning):
                         break
-        if on_cpu:
-            state = to_torch(tree_map(numpy.asarray, state))
-        if not rows:
-            return state, None, n_steps
-        if on_cpu:
-            return state, to_torch(tree_map(lambda *parts: numpy.stack(parts), *rows)), n_steps
-        return state, tree_map(lambda *parts: torch.stack(parts), *rows), n_steps
+                if time.monotonic() > end:
+                    break
+        return state, rows, n_made
 
     def _loop(self, state: Any, noise: Any, tuning: Tuning) -> CompiledLoop | None:
         """The compiled block for a metric of this kind."""
@@ -161,25 +172,25 @@ class Runner:
                 self.compile_seconds += time.perf_counter() - start
         return self._loops[kind]
 
-    def _compiled_block(
+    def _compiled_parts(
         self, loop: CompiledLoop, state: Any, noise: Any, tuning: Tuning
-    ) -> tuple[Any, Transitions, int]:
-        """In calls of so many steps that an interrupt, which waits for their end, waits for less than a second."""
+    ) -> Iterator[tuple[Any, Transitions, int]]:
+        """A call each: an interrupt waits for its end."""
         leaves, structure = tree_flatten(noise)
-        n_steps, is_over, rows = 0, False, []
+        n_steps, is_over = 0, False
         while not is_over:
-            start = time.perf_counter()
+            start = time.monotonic()
             part = [leaf[n_steps : n_steps + self._steps_per_call] for leaf in leaves]
             state, ended = loop(state, tree_unflatten(part, structure), tuning)
-            rows.append(ended)
-            n_steps += len(ended.is_done)
+            n_made = len(ended.is_done)
+            n_steps += n_made
             is_over = n_steps == len(leaves[0]) or not _may_go_on(state, tuning)
-            seconds = time.perf_counter() - start
+            seconds = time.monotonic() - start
             if seconds < LONGEST_CALL / 2:
                 self._steps_per_call = min(2 * self._steps_per_call, self.most_steps)
             elif seconds > LONGEST_CALL:
                 self._steps_per_call = max(self._steps_per_call // 2, 1)
-        return state, rows[0] if len(rows) == 1 else tree_map(lambda *parts: torch.cat(parts), *rows), n_steps
+            yield state, ended, n_made
 
 
 def _may_go_on(state: Any, tuning: Tuning) -> Any:

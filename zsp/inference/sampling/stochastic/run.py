@@ -213,8 +213,8 @@ class StochasticRun:
             try:
                 while self.n_steps < self._n_total:
                     self.advance()
+                    self._show(bar)
                     bar.update(self.n_steps - bar.n)
-                    bar.set_postfix(self._postfix, refresh=False)
                     if checkpoint is not None and self.n_steps - written >= checkpoint_every:
                         written = self.n_steps
                         write_checkpoint(checkpoint, self._content())
@@ -354,10 +354,10 @@ class StochasticRun:
         with tqdm(total=self._n_total, initial=self.n_steps, desc="mcmc", disable=not progress) as bar:
             yield bar
 
-    @property
-    def _postfix(self) -> dict[str, Any]:
+    def _show(self, bar: Any) -> None:
         rate = self._kernel.learning_rate * self._kernel.stage(max(self.n_steps - 1, 0)).factor
-        return {"": "burn-in" if self.n_steps < self._n_warmup else "sampling", "learning rate": f"{rate:.3g}"}
+        bar.set_description_str("mcmc, burn-in" if self.n_steps < self._n_warmup else "mcmc, sampling", refresh=False)
+        bar.set_postfix({"learning rate": f"{rate:.3g}"}, refresh=False)
 
 
 def _cuda_devices() -> list[int]:
