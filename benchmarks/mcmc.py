@@ -128,8 +128,8 @@ CASES = (
     Case(
         "logistic", "nuts", logistic_regression, 4,
         (
-            _compiled(1000, 1000), _eager(100, 100), *_peers("NumPyro BlackJAX nutpie", 1000, 1000),
-            *_peers("Pyro", 100, 100),
+            _compiled(1000, 1000), _eager(300, 300), *_peers("NumPyro BlackJAX nutpie", 1000, 1000),
+            *_peers("Pyro", 300, 300),
         ),
         (Bar("zsp", JAX, 1.0, 1.3), Bar("zsp, eager", ("Pyro",), 10.0)),
     ),
