@@ -215,6 +215,22 @@ def test_a_net_with_observations_of_its_own_keeps_them():
         model().observe(z=torch.ones(2))
 
 
+def test_a_net_of_another_model_function_takes_no_observations():
+    @zsp.meta_bayesian_net()
+    def inner():
+        bn = zsp.BayesianNet()
+        bn.normal("z", torch.zeros(2), std=1.0)
+        return bn
+
+    @zsp.meta_bayesian_net()
+    def outer():
+        return inner().observe()
+
+    assert outer().observe()["z"].tensor.shape == (2,)
+    with pytest.raises(ValueError, match="'outer' returns was made by another model function.* cannot take those for 'z'"):
+        outer().observe(z=torch.ones(2))
+
+
 def test_copies_are_independent():
     model = generator(2).materialize()
     other = copy.deepcopy(model)

@@ -217,11 +217,12 @@ class MetaBayesianNet(FunctionModule):
                 f"the model function {self._function.__name__!r} must return the BayesianNet that it declares, but it "
                 f"returned {type(bn).__name__}. Is 'return bn' missing?"
             )
-        if bn._index < 0:
+        if bn._execution is not execution:
             if observed:
+                why = "was made with observations of its own" if bn._index < 0 else "was made by another model function"
                 raise ValueError(
-                    f"the net that {self._function.__name__!r} returns was made with observations of its own, so that "
-                    f"it cannot take those for {', '.join(map(repr, observed))}. Make it with zsp.BayesianNet()."
+                    f"the net that {self._function.__name__!r} returns {why}, so that it cannot take those for "
+                    f"{', '.join(map(repr, observed))}. Make it with zsp.BayesianNet()."
                 )
         elif bn._n_used != len(observed):
             raise checks.unknown_observations(bn, sorted(self._input_names), latents)

@@ -322,6 +322,16 @@ def test_where_data_differ_in_their_means_only_control_variates_remove_all_noise
     assert torch.allclose(whole["mu"], streamed["mu"], atol=1e-10)
 
 
+def test_mini_batches_that_do_not_end_have_no_control_variates():
+    class Endless:
+        def __iter__(self):
+            return iter(lambda: {"x": X[:20], "y": Y[:20]}, None)
+
+    center = {"w": torch.zeros(2), "noise": torch.tensor(0.5)}
+    with pytest.raises(ValueError, match=r"all data, total_size=60, but the mini-batches go on.*to 80 or more.*ends"):
+        mcmc(Endless(), control_variates=center)
+
+
 def test_control_variates_in_a_loop_of_ones_own():
     full = LogDensity(regression(), {"x": X, "y": Y})
 

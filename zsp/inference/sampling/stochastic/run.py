@@ -72,12 +72,11 @@ def sample_with_minibatches(
         example = minibatches.example or observed
         assert isinstance(example, Mapping)
         log_density = LogDensity(meta_bn, example, latents=latents, supports=supports).prepare(n_chains)
-        if minibatches.example:
-            require_scale(log_density, minibatches.example, observed)
+        n_data = require_scale(log_density, minibatches.example, observed) if minibatches.example else None
         control = None
         if control_variates is not None:
             center = log_density.unconstrain(control_variates)
-            control = ControlVariates.of_parts(_parts(log_density, observed, batch_size), center[None])
+            control = ControlVariates.of_parts(_parts(log_density, observed, batch_size, n_data), center[None])
         run = StochasticRun(
             log_density, kernel, minibatches, predict, n_samples, n_warmup, n_chains, seed, init, thin, keep_warmup,
             compile, control,
@@ -89,9 +88,9 @@ def sample_with_minibatches(
 
 
 def _parts(
-    log_density: LogDensity, observed: Mapping[str, Any] | Iterable[Any], batch_size: int | None
+    log_density: LogDensity, observed: Mapping[str, Any] | Iterable[Any], batch_size: int | None, n_data: int | None
 ) -> Iterator[tuple[int, LogDensity]]:
-    """The log densities of parts that together are all data."""
+    """The log densities of parts that together are all data, as many as the model says."""
     if isinstance(observed, Mapping) and batch_size is None:
         yield 1, log_density
     elif isinstance(observed, Mapping):
@@ -101,8 +100,17 @@ def _parts(
             yield min(ROWS_AT_ONCE, n - start), log_density.rebind(part)
     else:
         batch: Any
+        n_seen = 0
         for batch in observed:
-            yield len(next(iter(batch.values()))), log_density.rebind(batch)
+            n = len(next(iter(batch.values())))
+            n_seen += n
+            if n_data is not None and n_seen > n_data:
+                raise ValueError(
+                    f"control_variates need the gradient of all data, total_size={n_data}, but the mini-batches go on "
+                    f"after as many (to {n_seen} or more). Give an iterable that goes through the data once and ends, "
+                    "such as a DataLoader or a list."
+                )
+            yield n, log_density.rebind(batch)
 
 
 class _Store:

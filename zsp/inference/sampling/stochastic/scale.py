@@ -22,7 +22,7 @@ ROWS_AT_ONCE = 4096
 
 def require_scale(
     log_density: LogDensity, example: Mapping[str, Tensor], observed: Mapping[str, Any] | Iterable[Any]
-) -> None:
+) -> int | None:
     """Raise if the terms of a mini-batch are not scaled to all data, or an observed value is outside its support.
 
     Args:
@@ -30,6 +30,9 @@ def require_scale(
         example: a mini-batch.
         observed: all data where that is a mapping, whose values are all checked; or an iterable of mini-batches, of
             which the first is.
+
+    Returns:
+        How many data there are, as the nodes say; None for a callable.
 
     Raises:
         ValueError: if a node has no ``total_size`` or another than there are data, or refuses a value.
@@ -48,13 +51,14 @@ def require_scale(
                 f"{name!r} has total_size={size}, but there are {n_data} data in observed: make it total_size={n_data}."
             )
     with checked(), torch.no_grad():
-        if not isinstance(observed, Mapping):
+        if isinstance(observed, Mapping):
+            assert n_data is not None
+            for start in range(0, n_data, ROWS_AT_ONCE):
+                part = {name: value[start : start + ROWS_AT_ONCE] for name, value in observed.items()}
+                log_density.rebind(part)(position)
+        else:
             log_density(position)
-            return
-        assert n_data is not None
-        for start in range(0, n_data, ROWS_AT_ONCE):
-            part = {name: value[start : start + ROWS_AT_ONCE] for name, value in observed.items()}
-            log_density.rebind(part)(position)
+    return max((size for size in given.values() if size is not None), default=None)
 
 
 def _total_sizes(log_density: LogDensity, position: Tensor, example: Mapping[str, Tensor]) -> dict[str, int | None]:
