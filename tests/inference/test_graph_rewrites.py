@@ -115,26 +115,12 @@ def test_other_logistic_functions_are_left(function):
     assert targets(traced.graph) == before
 
 
-@pytest.mark.parametrize("columns", [25, 32])
-def test_a_fixed_matrix_is_padded_for_a_tall_product(columns):
-    matrix = torch.randn(40, columns, dtype=torch.float64)
-    x = torch.randn(60, 40, dtype=torch.float64)
-    traced = trace(lambda x: x @ matrix, x)
-    graph_rewrites.pad_products(traced.graph, len(traced.constants))
-    graph_rewrites.widen_products(traced.graph)
-    constants = graph_rewrites.fold_fixed_constants(traced.graph, traced.constants)
-    shapes = [node.meta["val"].shape for node in traced.graph.graph.nodes if node.target is aten.mm.default]
-    assert shapes == [(60, 32)]
-    assert aten.constant_pad_nd.default not in targets(traced.graph)
-    torch.testing.assert_close(traced.graph(x, *constants)[0], x @ matrix, rtol=1e-12, atol=1e-12)
-
-
-def test_a_tall_product_is_made_wide():
-    first, second = torch.randn(60, 30, dtype=torch.float64), torch.randn(30, 4, dtype=torch.float64)
+@pytest.mark.parametrize(("columns", "shape"), [(4, (4, 60)), (25, (25, 60)), (32, (60, 32)), (100, (60, 100))])
+def test_a_tall_product_is_made_wide_unless_it_fills_vectors(columns, shape):
+    first, second = torch.randn(60, 30, dtype=torch.float64), torch.randn(30, columns, dtype=torch.float64)
     traced = trace(torch.mm, first, second)
     graph_rewrites.widen_products(traced.graph)
-    shapes = [node.meta["val"].shape for node in traced.graph.graph.nodes if node.target is aten.mm.default]
-    assert shapes == [(4, 60)]
+    assert [node.meta["val"].shape for node in traced.graph.graph.nodes if node.target is aten.mm.default] == [shape]
     torch.testing.assert_close(traced.graph(first, second)[0], first @ second, rtol=1e-13, atol=1e-13)
 
 

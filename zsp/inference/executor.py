@@ -27,7 +27,6 @@ from zsp.inference.graph_rewrites import (
     group_logarithms,
     lift_constants,
     mutates,
-    pad_products,
     share_exponentials,
     sum_thin_products,
     unique_outputs,
@@ -241,7 +240,6 @@ def prepare(traced: Trace, is_closure_fixed: bool) -> list[Tensor]:
         group_logarithms(traced.graph)
         if is_closure_fixed:
             share_exponentials(traced.graph)
-            pad_products(traced.graph, len(constants))
             widen_products(traced.graph)
             sum_thin_products(traced.graph, len(constants))
             with torch.no_grad():

@@ -5,7 +5,6 @@ A compiler neither changes rounding nor knows what stays the same:
 - :func:`group_logarithms`: the sum of :math:`\log(1 + e^{-|x|})`, of which logistic likelihoods are made, takes one
   logarithm for a group of terms instead of one for each.
 - :func:`share_exponentials`: a logistic function takes the exponential of the logarithm beside it.
-- :func:`pad_products`: a fixed matrix has as many columns as fill the processor's vectors.
 - :func:`widen_products`: a tall product of matrices becomes the transposed of a wide one.
 - :func:`sum_thin_products`: a product of a few rows with a constant becomes a sum, to be fused with what is around it.
 - :func:`fold_constants`, :func:`fold_fixed_constants`: what is the same in every call is computed once.
@@ -28,7 +27,6 @@ __all__ = [
     "group_logarithms",
     "lift_constants",
     "mutates",
-    "pad_products",
     "share_exponentials",
     "sum_thin_products",
     "unique_outputs",
@@ -183,32 +181,20 @@ def _written(node: Node, call: Callable[..., Node]) -> Node:
     return call(aten.as_strided.default, node, list(value.shape), list(node.meta["val"].stride()))
 
 
-def pad_products(graph: GraphModule, n_constants: int) -> None:
-    """Add columns of zeros to a matrix that is fixed, one of the last inputs, where a tall product has few columns."""
-    for node in _products_with_constants(graph, n_constants):
-        rows, columns = node.meta["val"].shape
-        missing = -columns % COLUMNS
-        if rows > columns > 1 and missing < columns:
-            call = caller(graph.graph)
-            with graph.graph.inserting_before(node):
-                matrix = call(aten.constant_pad_nd.default, node.args[1], [0, missing])
-                result = call(aten.slice.Tensor, call(aten.mm.default, node.args[0], matrix), 1, 0, columns)
-            node.replace_all_uses_with(result)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-
-
 def widen_products(graph: GraphModule) -> None:
-    """Make no product of matrices with more rows than columns: libraries take their time over tall and thin ones."""
+    """Make no product of matrices with more rows than columns, unless these fill the processor's vectors.
+
+    Libraries take their time over tall and thin ones. What goes in and what comes out is written as it is, so that what
+    is around the product is not computed column by column.
+    """
     for node in list(graph.graph.nodes):
         if node.target is aten.mm.default:
             rows, columns = node.meta["val"].shape
             if rows > columns > 1 and columns % COLUMNS:
                 call = caller(graph.graph)
                 with graph.graph.inserting_before(node):
-                    first, second = (call(aten.permute.default, factor, [1, 0]) for factor in node.args)
-                    result = call(aten.permute.default, call(aten.mm.default, second, first), [1, 0])
-                    result = call(aten.clone.default, result, memory_format=torch.contiguous_format)
+                    first, second = (call(aten.permute.default, _written(factor, call), [1, 0]) for factor in node.args)
+                    result = _written(call(aten.permute.default, call(aten.mm.default, second, first), [1, 0]), call)
                 node.replace_all_uses_with(result)
     graph.graph.eliminate_dead_code()
     graph.recompile()
