@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import zsp
+from benchmarks.resident import now_mib
 from benchmarks.timing import Benchmark, Options, Row, main
 from benchmarks.vae_step import LEARNING_RATE, SMALL, ZspVAE, training_step
 
@@ -44,7 +44,7 @@ def measure(how: str, first: int = FIRST, last: int = LAST) -> dict[str, list[fl
     seen: list[tuple[float, int]] = []
 
     def look() -> None:
-        seen.append((_resident_mib(), _live_tensors()))
+        seen.append((now_mib(), _live_tensors()))
 
     if how == "plain":
         step = training_step(lambda: vae.loss(x), vae.parameters())
@@ -101,16 +101,6 @@ def rows(options: Options) -> Iterator[Row]:
 
 def _live_tensors() -> int:
     return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
-
-
-def _resident_mib() -> float:
-    """Resident memory now; where the system does not tell, its maximum so far."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 2**10
 
 
 BENCHMARK = Benchmark("memory", check, rows)

@@ -9,9 +9,9 @@ Each library is imported by its own function alone, and used as its documentatio
 
 from __future__ import annotations
 
-import resource
 import sys
 
+from benchmarks.resident import largest_mib
 from benchmarks.samplers import problems
 
 
@@ -52,13 +52,13 @@ def memory(n_chains: str, n_draws: str, n_warmup: str) -> None:
 
     torch.set_num_threads(1)
     model, observed, _ = target(problems.logistic_regression())
-    before = _peak_mib()
+    before = largest_mib()
     draws = zsp.mcmc(
         model, observed, kernel=zsp.NUTS(), n_samples=int(n_draws), n_warmup=int(n_warmup), n_chains=int(n_chains),
         progress=False,
     )  # fmt: skip
     assert draws["w"].shape == (int(n_chains), int(n_draws), 25)
-    print(_peak_mib() - before)
+    print(largest_mib() - before)
 
 
 def network_memory(n_chains: str, n_steps: str) -> None:
@@ -81,12 +81,7 @@ def network_memory(n_chains: str, n_steps: str) -> None:
         ),
     )  # fmt: skip
     assert draws["0.weight"].shape == (int(n_chains), 1, 400, 784)
-    print(_peak_mib())
-
-
-def _peak_mib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    print(largest_mib())
 
 
 if __name__ == "__main__":
