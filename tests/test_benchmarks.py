@@ -41,8 +41,9 @@ def test_vae_step_without_peers(monkeypatch):
 @pytest.mark.usefixtures("interpreted")
 def test_compiled_fit_without_peers(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.setattr(compiled_fit, "EPOCH", 3)
     nets = (compiled_fit.ZspIWAE, compiled_fit.HandWrittenIWAE)
-    missing, row = compiled_fit._rows_of(TINY, *nets, 2, 0.8, 3, ONCE)
+    missing, row = compiled_fit._rows_of(TINY, *nets, 2, 0.8, ONCE)
     assert missing.result == "not installed" and row.bar == "at most 0.8"
     assert row.name == "IWAE 6-5-2, K = 2: zsp.fit, compiled / hand-written"
     assert [row.result for row in compiled_fit.rows(ONCE)] == ["not run with --eager"]
