@@ -155,12 +155,13 @@ def test_a_product_of_few_rows_with_a_constant_is_a_sum(n_rows, shape, is_sum, i
     assert ((compiled(x) - function(x)).abs() <= bound).all()
 
 
-def test_a_product_with_a_matrix_that_is_too_large_to_be_kept_twice_is_left(monkeypatch):
-    monkeypatch.setattr(graph_rewrites, "MAX_CONSTANT", 99)
-    matrix = torch.randn(10, 10, dtype=torch.float64)
+@pytest.mark.parametrize(("most", "is_sum"), [(159, False), (160, True)])
+def test_a_product_with_a_matrix_that_is_too_large_to_be_kept_twice_is_left(most, is_sum, monkeypatch):
+    monkeypatch.setattr(graph_rewrites, "MAX_CONSTANT", most)
+    matrix = torch.randn(10, 10, dtype=torch.float64)  # as 10 x 16, in blocks of eight columns
     traced = trace(lambda x: x @ matrix, torch.randn(2, 10, dtype=torch.float64))
     graph_rewrites.sum_thin_products(traced.graph, len(traced.constants))
-    assert aten.mm.default in targets(traced.graph)
+    assert (aten.mm.default not in targets(traced.graph)) == is_sum
 
 
 def test_a_product_of_few_rows_with_what_changes_is_left():

@@ -212,13 +212,13 @@ def sum_thin_products(graph: GraphModule, n_constants: int) -> None:
         value = node.meta["val"]
         (n_rows, n_terms), n_columns = first.meta["val"].shape, value.shape[1]
         is_thin = n_rows <= GROUP or (n_rows <= MAX_ROWS and n_rows % GROUP == 0)
-        if value.device.type != "cpu" or not is_thin or n_terms * n_columns > MAX_CONSTANT:
-            continue
         width, group = LINE // value.element_size(), min(n_rows, GROUP)
-        n_groups = n_rows // group
+        n_groups, missing = n_rows // group, -n_columns % width
+        if value.device.type != "cpu" or not is_thin or n_terms * (n_columns + missing) > MAX_CONSTANT:
+            continue
         call = caller(graph.graph)
         with graph.graph.inserting_before(node):
-            padded = call(aten.constant_pad_nd.default, second, [0, -n_columns % width])
+            padded = call(aten.constant_pad_nd.default, second, [0, missing])
             blocks = call(aten.permute.default, call(aten.view.default, padded, [n_terms, -1, width]), [1, 0, 2])
             blocks = call(aten.clone.default, blocks, memory_format=torch.contiguous_format)
             blocks = call(aten.unsqueeze.default, blocks, 1)
