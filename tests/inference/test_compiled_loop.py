@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves, tree_map
 
-from zsp.inference import loop_code
+from zsp.inference import compiled_loop, loop_code
 from zsp.inference.compiled_loop import CompiledLoop
 from zsp.inference.executor import CompileError
 
@@ -146,6 +146,28 @@ def test_a_result_that_could_be_written_over_an_argument_of_another_shape(n_kept
         state, expected = step(state, shift, fixed)
         torch.testing.assert_close(row, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found, state, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("least", "on_one_thread"), [(4 * 16 * 16 + 4 * 16 + 1, True), (4 * 16 * 16 + 4 * 16, False)])
+def test_a_small_step_runs_on_one_thread(least, on_one_thread, monkeypatch):
+    """Of a product [4, 16] x [16, 16] and a sum with its result."""
+    asked = []
+    lower = compiled_loop.lower
+
+    def asking(*arguments, **options):
+        asked.append(options)
+        return lower(*arguments, **options)
+
+    monkeypatch.setattr(compiled_loop, "lower", asking)
+    monkeypatch.setattr(compiled_loop, "FOR_SEVERAL_THREADS", least)
+    state, matrix, shift = tensors((4, 16), (16, 16), (N_STEPS, 16))
+    matrix /= 8
+    loop = CompiledLoop(lambda state, shift, _: (state @ matrix + shift, ()), N_STEPS, state, shift[0], ())
+    (found, _), expected = loop(state, shift, ()), state
+    for row in shift:
+        expected = expected @ matrix + row
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert asked == [{"on_one_thread": on_one_thread}]
 
 
 def test_code_that_another_version_wrote_is_not_taken(tmp_path, monkeypatch):

@@ -19,6 +19,10 @@ __all__ = ["CompiledLoop"]
 
 aten = torch.ops.aten
 
+FOR_SEVERAL_THREADS = 2**21
+"""Numbers that a step computes, in some 100 us, below which one thread is faster than several, which wait for each
+other a few times in every step."""
+
 
 class CompiledLoop:
     """A state that a pure function advances step by step, compiled into one call of as many steps as asked for.
@@ -79,7 +83,8 @@ class CompiledLoop:
         arguments = [*one[:n_carried], *inputs, *one[n_before:]]
         self._zero = torch.zeros((), dtype=torch.int64)
         loop = _loop(traced.graph, most_steps, n_carried, n_inputs, has_flag=goes_on is not None)
-        self._code = lower(loop, [self._zero, self._zero, *arguments])
+        is_small = _count_numbers(traced.graph) < FOR_SEVERAL_THREADS
+        self._code = lower(loop, [self._zero, self._zero, *arguments], on_one_thread=is_small)
 
     def __call__(self, state: Any, inputs: Any, fixed: Any) -> tuple[Any, Any]:
         """The state after some steps, and the outputs of all of them.
@@ -128,6 +133,18 @@ def _carry(body: GraphModule, n_state: int) -> list[int]:
     end.args = (tuple(returned),)
     body.recompile()
     return carried
+
+
+def _count_numbers(body: GraphModule) -> int:
+    """How many numbers it computes; those of a product of matrices count as often as they are added to."""
+    count = 0
+    for node in body.graph.nodes:
+        value, schema = node.meta.get("val"), getattr(node.target, "_schema", None)
+        is_view = schema is not None and schema.returns[0].alias_info is not None
+        if node.op == "call_function" and isinstance(value, Tensor) and not is_view:
+            is_product = node.target in (aten.mm.default, aten.bmm.default)
+            count += value.numel() * (node.args[0].meta["val"].shape[-1] if is_product else 1)
+    return count
 
 
 def _ends(graph: GraphModule) -> tuple[list[Node], list[Any]]:

@@ -394,21 +394,26 @@ def _power_of_number(base: float, exponent: Tensor) -> Tensor:
     return torch.pow(torch.full((), base, dtype=dtype, device=exponent.device), exponent)
 
 
-def lower(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+def lower(
+    graph: torch.fx.GraphModule, examples: Sequence[Tensor], *, on_one_thread: bool = False
+) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     """The graph as Inductor's code.
 
     Args:
         graph: of ATen operations and loops.
         examples: its inputs.
+        on_one_thread: whether what Inductor writes for the CPU runs on one thread, instead of on torch's.
 
     Raises:
         CompileError: if it cannot be compiled here.
     """
     with _explained():
-        return _lower(graph, examples)
+        return _lower(graph, examples, on_one_thread)
 
 
-def _lower(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+def _lower(
+    graph: torch.fx.GraphModule, examples: Sequence[Tensor], on_one_thread: bool
+) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     import torch._inductor.config as config
     from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx_inner
@@ -433,6 +438,7 @@ def _lower(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
         "alignment_asserts": False,
         "fallback_random": True,
         "cpp_wrapper": on_cpu,
+        "cpp.threads": 1 if on_one_thread else config.cpp.threads,
         "cpp.vec_isa_ok": True,  # what the processor has the compiler knows: trying it out takes eight seconds
         "cpp_wrapper_build_separate": on_cpu,  # calls need less optimisation than kernels: half of the time to compile
         # the parts of a loop are in the key under which its code is kept; so is what writes that code
