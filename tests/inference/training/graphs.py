@@ -8,4 +8,4 @@ from zsp.inference import executor
 @pytest.fixture
 def interpreted(monkeypatch):
     """Graphs that would be compiled run as they are, operation by operation, without Inductor."""
-    monkeypatch.setattr(executor, "_lower", lambda graph, examples: lambda given: graph(*given))
+    monkeypatch.setattr(executor, "_lower", lambda graph, examples, on_one_thread: lambda given: graph(*given))
