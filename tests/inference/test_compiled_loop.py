@@ -170,6 +170,16 @@ def test_a_small_step_runs_on_one_thread(least, on_one_thread, monkeypatch):
     assert asked == [{"on_one_thread": on_one_thread}]
 
 
+def test_a_step_may_have_operations_without_results():
+    def step(state, shift, _):
+        torch.ops.aten._assert_async.msg((state > -1e9).all(), "far away")
+        return state + shift, state.sum()
+
+    (state,) = tensors((3,))
+    end, _ = CompiledLoop(step, 2, state, state, ())(state, torch.stack([state, state]), ())
+    torch.testing.assert_close(end, 3 * state)
+
+
 def test_code_that_another_version_wrote_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     (state,) = tensors((3,))

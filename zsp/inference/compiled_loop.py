@@ -140,7 +140,7 @@ def _count_numbers(body: GraphModule) -> int:
     count = 0
     for node in body.graph.nodes:
         value, schema = node.meta.get("val"), getattr(node.target, "_schema", None)
-        is_view = schema is not None and schema.returns[0].alias_info is not None
+        is_view = schema is not None and any(result.alias_info is not None for result in schema.returns)
         if node.op == "call_function" and isinstance(value, Tensor) and not is_view:
             is_product = node.target in (aten.mm.default, aten.bmm.default)
             count += value.numel() * (node.args[0].meta["val"].shape[-1] if is_product else 1)

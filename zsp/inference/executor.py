@@ -119,7 +119,7 @@ class TracedFunction:
 
 
 def _as_python(graph: torch.fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
-    """The graph as a Python function that looks nothing up: a third of a small graph's time would go into that."""
+    """The graph as a Python function that looks nothing up, which takes up to a third of a small graph's time."""
     known: dict[str, Any] = {}
 
     def expression(argument: Any) -> str:

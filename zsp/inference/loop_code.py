@@ -218,7 +218,8 @@ class _Wrapper(CppWrapperCpu):
         return f"auto& {new.get_name()} = {old.get_name()};"
 
 
-def _look_same(*buffers: Any) -> bool:
-    one, other = (buffer.get_output_spec() for buffer in buffers)
+def _look_same(first: Any, second: Any) -> bool:
+    """Whether both are tensors of the same shape and strides."""
+    one, other = first.get_output_spec(), second.get_output_spec()
     are_tensors = isinstance(one, ir.Layout) and isinstance(other, ir.Layout)
     return are_tensors and (one.size, one.stride) == (other.size, other.stride)
