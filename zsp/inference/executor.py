@@ -421,7 +421,7 @@ def _lower(
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-    from zsp.inference import loop_code
+    from zsp.inference import exponential_code, loop_code
 
     # all shapes are static, but without an environment for those that are not Inductor keeps no graph in its cache
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
@@ -442,7 +442,9 @@ def _lower(
         "cpp.vec_isa_ok": True,  # what the processor has the compiler knows: trying it out takes eight seconds
         "cpp_wrapper_build_separate": on_cpu,  # calls need less optimisation than kernels: half of the time to compile
         # the parts of a loop are in the key under which its code is kept; so is what writes that code
-        "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.while_loop": loop_code.VERSION},
+        "unsafe_marked_cacheable_functions": {
+            "torch.ops.higher_order.while_loop": f"{loop_code.VERSION} {exponential_code.VERSION}"
+        },
     }
     with (
         tracing(TracingContext(mode)),
@@ -450,6 +452,7 @@ def _lower(
         torch.no_grad(),
         _quiet("torch._inductor"),
         loop_code.loops_without_allocations() if on_cpu and loops else nullcontext(),
+        exponential_code.exponentials_in_place(),
     ):
         return compile_fx_inner(graph, fakes, cpp_wrapper=on_cpu)  # type: ignore[return-value]
 
