@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from tests.inference.sampling.targets import tuning
 from tests.monte_carlo import assert_ks, assert_mean
-from zsp.inference.executor import CompiledFunction, trace
+from zsp.inference.compilation.compiled_function import CompiledFunction
+from zsp.inference.compilation.tracing import trace
 from zsp.inference.sampling.arrays import to_numpy, to_torch
 from zsp.inference.sampling.kernel import Density
 from zsp.inference.sampling.metric import Identity

@@ -14,7 +14,7 @@ import zsp
 from tests.inference.sampling.targets import gaussian, tuning
 from tests.monte_carlo import assert_ks
 from zsp.checks import NodeError
-from zsp.inference.compiled_loop import CompiledLoop
+from zsp.inference.compilation.compiled_loop import CompiledLoop
 from zsp.inference.sampling import mcmc as mcmc_module
 from zsp.inference.sampling import runner
 from zsp.inference.sampling.arrays import to_numpy

@@ -2,10 +2,10 @@
 
 import pytest
 
-from zsp.inference import executor
+from zsp.inference.compilation import lowering
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
     """Graphs that would be compiled run as they are, operation by operation, without Inductor."""
-    monkeypatch.setattr(executor, "_lower", lambda graph, examples, on_one_thread: lambda given: graph(*given))
+    monkeypatch.setattr(lowering, "_lower", lambda graph, examples, on_one_thread: lambda given: graph(*given))

@@ -12,7 +12,7 @@ from torch import nn
 
 import zsp
 from tests.inference.training.graphs import interpreted  # noqa: F401
-from zsp.inference import executor
+from zsp.inference.compilation.compiled_function import CompiledFunction
 from zsp.inference.training import trainer
 
 
@@ -230,8 +230,8 @@ def test_buffers_that_the_loss_changes(interpreted, calls_of):
 def test_learning_rate_schedules_do_not_compile_again(interpreted, calls_of, monkeypatch):
     calls_of(2)
     made = []
-    init = executor.CompiledFunction.__init__
-    monkeypatch.setattr(executor.CompiledFunction, "__init__", lambda *args: (made.append(1), init(*args))[1])
+    init = CompiledFunction.__init__
+    monkeypatch.setattr(CompiledFunction, "__init__", lambda *args: (made.append(1), init(*args))[1])
 
     class Scheduled(Problem):
         def fit(self, **options):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from zsp.inference.executor import is_traced
+from zsp.inference.compilation.tracing import is_traced
 
 __all__ = ["Array", "Choice", "dot", "is_any", "kinetic", "library", "to_numpy", "to_torch"]
 

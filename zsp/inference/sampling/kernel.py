@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from zsp.inference.executor import CompileError, TracedFunction, is_traced
+from zsp.inference.compilation.errors import CompileError
+from zsp.inference.compilation.traced_function import TracedFunction
+from zsp.inference.compilation.tracing import is_traced
 from zsp.inference.sampling.arrays import Array, library, to_numpy, to_torch
 from zsp.inference.sampling.factorizations import FailuresAreNaN
 from zsp.inference.sampling.metric import MASS_ESTIMATES, MASS_MATRICES, Diagonal, Identity, Metric

@@ -17,7 +17,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from zsp.inference.executor import is_traced
+from zsp.inference.compilation.tracing import is_traced
 from zsp.inference.sampling.arrays import Array, Choice, is_any, library
 from zsp.inference.sampling.isokinetic import (
     direction,

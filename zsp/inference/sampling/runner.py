@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from zsp.inference.compiled_loop import CompiledLoop
-from zsp.inference.executor import CompileError
+from zsp.inference.compilation.compiled_loop import CompiledLoop
+from zsp.inference.compilation.errors import CompileError
 from zsp.inference.sampling.arrays import to_numpy, to_torch
 from zsp.inference.sampling.kernel import Density, Kernel, Momenta, Transitions, Tuning
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zsp.inference.executor import is_traced
+from zsp.inference.compilation.tracing import is_traced
 from zsp.inference.sampling.arrays import Array, Choice, is_any, library
 from zsp.inference.sampling.kernel import DIVERGENCE, Density, Kernel, Transitions, Tuning, require_options
 from zsp.inference.sampling.metric import Metric

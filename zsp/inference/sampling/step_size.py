@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from zsp.inference.executor import is_traced
+from zsp.inference.compilation.tracing import is_traced
 from zsp.inference.sampling.arrays import kinetic, library
 
 __all__ = ["DualAveraging", "find_step_size"]

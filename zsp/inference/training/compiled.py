@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zsp.inference.executor import CompiledFunction, CompileError
+from zsp.inference.compilation.compiled_function import CompiledFunction
+from zsp.inference.compilation.errors import CompileError
 from zsp.inference.training.batches import Chunk
 from zsp.inference.training.traced import TracedLoss
 from zsp.inference.training.updates import Update

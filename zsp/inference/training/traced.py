@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from zsp.inference.executor import CompileError, Trace, trace
+from zsp.inference.compilation.errors import CompileError
+from zsp.inference.compilation.tracing import Trace, trace
 from zsp.inference.training.eager import Loss, evaluate
 
 __all__ = ["TracedLoss"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zsp.inference.executor import CompileError
+from zsp.inference.compilation.errors import CompileError
 from zsp.inference.training.batches import Chunk, Epoch
 from zsp.inference.training.compiled import CompiledSteps
 from zsp.inference.training.eager import (

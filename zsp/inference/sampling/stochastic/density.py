@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from zsp.inference.executor import CompileError, TracedFunction
+from zsp.inference.compilation.errors import CompileError
+from zsp.inference.compilation.traced_function import TracedFunction
 
 __all__ = ["BatchDensity", "Derivatives", "differentiate"]
 

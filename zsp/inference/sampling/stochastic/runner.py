@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from zsp.inference.executor import CompiledFunction, CompileError
+from zsp.inference.compilation.compiled_function import CompiledFunction
+from zsp.inference.compilation.errors import CompileError
 from zsp.inference.sampling.stochastic.density import BatchDensity
 from zsp.inference.sampling.stochastic.kernel import Noise, StochasticGradientKernel
 from zsp.inference.sampling.stochastic.minibatches import Minibatches

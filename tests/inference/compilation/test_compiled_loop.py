@@ -7,9 +7,9 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves, tree_map
 
-from zsp.inference import compiled_loop, loop_code
-from zsp.inference.compiled_loop import CompiledLoop
-from zsp.inference.executor import CompileError
+from zsp.inference.compilation import compiled_loop, loop_code
+from zsp.inference.compilation.compiled_loop import CompiledLoop
+from zsp.inference.compilation.errors import CompileError
 
 N_STEPS = 9
 

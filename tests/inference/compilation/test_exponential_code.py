@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._inductor.codegen.cpp import CppVecOverrides
 
-from zsp.inference.executor import CompiledFunction
-from zsp.inference.exponential_code import exponentials_in_place
+from zsp.inference.compilation.compiled_function import CompiledFunction
+from zsp.inference.compilation.exponential_code import exponentials_in_place
 
 LEAST = 1.8e-38
 HALF_A_UNIT = 2.0**-24

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zsp.inference import graph_rewrites
-from zsp.inference.executor import CompiledFunction, trace
+from zsp.inference.compilation import graph_rewrites
+from zsp.inference.compilation.compiled_function import CompiledFunction
+from zsp.inference.compilation.tracing import trace
 
 aten = torch.ops.aten
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from zsp.inference.executor import CompileError, lower, prepare, stand_in, trace
-from zsp.inference.graph_rewrites import caller
+from zsp.inference.compilation.errors import CompileError
+from zsp.inference.compilation.graph_rewrites import caller
+from zsp.inference.compilation.lowering import lower, prepare
+from zsp.inference.compilation.tracing import stand_in, trace
 
 __all__ = ["CompiledLoop"]
 
@@ -39,7 +41,7 @@ class CompiledLoop:
         fixed: what is the same in all steps of a call.
         goes_on: from the state after a step and what is fixed to whether another step may be made, a scalar tensor;
             default always.
-        is_closure_fixed: see :class:`zsp.inference.executor.CompiledFunction`.
+        is_closure_fixed: see :class:`zsp.inference.compilation.compiled_function.CompiledFunction`.
 
     Raises:
         CompileError: if the function cannot be traced, or nothing here can compile it.

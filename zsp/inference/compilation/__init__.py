@@ -1,0 +1,1 @@
+"""Functions of tensors, and loops of them, traced and compiled."""
