@@ -195,13 +195,50 @@ def test_code_that_another_version_wrote_is_not_taken(tmp_path, monkeypatch):
     assert misses() > 0
 
 
-def test_a_step_that_changes_a_tensor_in_place_is_explained():
+def training(state, rows, fixed):
+    """Changes what is the same, in place, and what it closes over, with random numbers."""
+    weight, momentum, data = fixed
+    inside = weight.detach().requires_grad_()
+    error = (torch.tanh(data[rows] @ inside) + torch.randn(4, 5, dtype=torch.float64)).square().mean()
+    (gradient,) = torch.autograd.grad(error, inside)
+    with torch.no_grad():
+        momentum.mul_(0.9).add_(gradient)
+        weight.sub_(0.1 * momentum)
+        TOTAL.add_(error.detach())
+    return state + weight.sum(), error.detach()
+
+
+TOTAL = torch.zeros((), dtype=torch.float64)
+
+
+def test_what_is_the_same_may_be_changed_in_place():
+    weight, momentum, data, state = tensors((5, 5), (5, 5), (20, 5), ())
+    rows = torch.arange(24).reshape(6, 4) % 20
+    mine = [weight.clone(), momentum.clone(), data]
+    TOTAL.zero_()
+    loop = CompiledLoop(training, 8, state, rows[0], (weight, momentum, data))
+    assert torch.equal(weight, mine[0]) and TOTAL == 0
+    torch.manual_seed(0)
+    end, errors = loop(state, rows, (weight, momentum, data))
+    total, now = TOTAL.clone(), torch.get_rng_state()
+    TOTAL.zero_()
+    torch.manual_seed(0)
+    expected = []
+    for row in rows:
+        state, error = training(state, row, mine)
+        expected.append(error)
+    torch.testing.assert_close([weight, momentum, total, end, errors], [*mine[:2], TOTAL, state, torch.stack(expected)])
+    assert torch.equal(torch.get_rng_state(), now)
+
+
+@pytest.mark.parametrize(("where", "is_closure_fixed"), [("state", False), ("inputs", False), ("closure", True)])
+def test_a_step_that_changes_what_was_to_stay_is_explained(where, is_closure_fixed):
     count = torch.zeros(())
 
-    def counting(x, y, _):
-        count.add_(1)
-        return x + y, count
+    def counting(state, inputs, fixed):
+        {"state": state, "inputs": inputs, "closure": count}[where].add_(1)
+        return state.clone(), inputs.clone()
 
     with pytest.raises(CompileError, match=r"^the function changes tensors in place, .*: return them$"):
-        CompiledLoop(counting, 3, torch.zeros(2), torch.zeros(2), ())
+        CompiledLoop(counting, 3, torch.zeros(2), torch.zeros(2), (), is_closure_fixed=is_closure_fixed)
     assert count == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._inductor.codegen.cpp import CppVecOverrides
 
-from zsp.inference.compilation.compiled_function import CompiledFunction
+from tests.inference.compilation.calls import compiled
 from zsp.inference.compilation.exponential_code import exponentials_in_place
 
 LEAST = 1.8e-38
@@ -14,7 +14,7 @@ HALF_A_UNIT = 2.0**-24
 
 
 def exponential(x):
-    return CompiledFunction(torch.exp, x)(x)
+    return compiled(torch.exp, x)(x)
 
 
 def test_it_is_exact_to_rounding_where_the_result_is_a_normal_number():

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.inference.compilation.calls import compiled
 from zsp.inference.compilation import graph_rewrites
-from zsp.inference.compilation.compiled_function import CompiledFunction
 from zsp.inference.compilation.tracing import trace
 
 aten = torch.ops.aten
@@ -152,8 +152,8 @@ def test_a_product_of_few_rows_with_a_constant_is_a_sum(n_rows, shape, is_sum, i
     # two sums of as many terms, each term with a rounding and each addition
     bound = 2 * (shape[0] + 1) * torch.finfo(dtype).eps * torch.mm(x.abs(), (matrix.T if is_transposed else matrix).abs())
     assert ((traced.graph(x, *traced.constants)[0] - function(x)).abs() <= bound).all()
-    compiled = CompiledFunction(function, x, is_closure_fixed=True)
-    assert ((compiled(x) - function(x)).abs() <= bound).all()
+    call = compiled(function, x, is_closure_fixed=True)
+    assert ((call(x) - function(x)).abs() <= bound).all()
 
 
 @pytest.mark.parametrize(("most", "is_sum"), [(159, False), (160, True)])
@@ -222,7 +222,7 @@ def test_a_closure_may_change_unless_it_is_said_to_be_fixed():
     def function(x):
         return x * scale.exp()
 
-    free, fixed = CompiledFunction(function, x), CompiledFunction(function, x, is_closure_fixed=True)
+    free, fixed = compiled(function, x), compiled(function, x, is_closure_fixed=True)
     expected = function(x)
     scale.fill_(2.0)
     torch.testing.assert_close(free(x), function(x))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from tests.inference.compilation.calls import compiled
 from tests.inference.sampling.targets import tuning
 from tests.monte_carlo import assert_ks, assert_mean
-from zsp.inference.compilation.compiled_function import CompiledFunction
 from zsp.inference.compilation.tracing import trace
 from zsp.inference.sampling.arrays import to_numpy, to_torch
 from zsp.inference.sampling.kernel import Density
@@ -80,7 +80,7 @@ def assert_traced_equals_eager(kernel, log_density, position, n_steps, *, is_com
     def advance(*given):
         return kernel.advance(density, *given)
 
-    step = CompiledFunction(advance, *example) if is_compiled else _graph(advance, *example)
+    step = compiled(advance, *example) if is_compiled else _graph(advance, *example)
     traced, eager = state, to_numpy(state)
     n_ended = 0
     for i in range(n_steps):

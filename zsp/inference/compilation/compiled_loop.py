@@ -1,9 +1,15 @@
-"""Compile a loop over steps into one call."""
+"""Compile a loop over steps into one call.
+
+A step is traced to a flat graph of ATen operations, its calls of ``torch.autograd.grad`` included, and the loop around
+it goes straight to Inductor: no guards, no handling of autograd or of mutation is left at run time. What the step
+closes over (a model's parameters, its data) is found in the trace and passed at every call.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,14 +40,17 @@ class CompiledLoop:
 
     Args:
         step: from a state, the inputs of a step, and what is the same in all of them, to the next state and the outputs
-            of the step; all of them pytrees of tensors. Without branches on data; it may differentiate inside.
+            of the step; all of them pytrees of tensors. Without branches on data; it may differentiate inside, draw
+            random numbers, those of torch's default generator, and change in place what is the same and what it closes
+            over; arguments that it changes must be contiguous.
         most_steps: in a call.
         state: an example.
         inputs: those of one step, at least one tensor.
         fixed: what is the same in all steps of a call.
         goes_on: from the state after a step and what is fixed to whether another step may be made, a scalar tensor;
             default always.
-        is_closure_fixed: see :class:`zsp.inference.compilation.compiled_function.CompiledFunction`.
+        is_closure_fixed: whether what the step closes over keeps its values, so that what follows from these alone is
+            computed once; otherwise their values may change in place between calls, their shapes may not.
 
     Raises:
         CompileError: if the function cannot be traced, or nothing here can compile it.
@@ -68,23 +77,27 @@ class CompiledLoop:
 
         state = (flag, state)
         traced = trace(flagged_step, state, inputs, fixed)
-        if traced.changed:
-            raise CompileError("the function changes tensors in place, which a compiled loop does not do: return them")
-        self._constants = prepare(traced, is_closure_fixed)
-        self._structure = traced.structure
         n_state, n_inputs = (len(tree_flatten(part)[0]) for part in (state, inputs))
         leaves = [stand_in(leaf) for leaf in tree_flatten((state, inputs, fixed))[0]]
+        may_change = range(n_state + n_inputs, len(leaves) if is_closure_fixed else sys.maxsize)
+        if any(i not in may_change for i in traced.changed):
+            raise CompileError("the function changes tensors in place, its state or what was to stay: return them")
+        self._constants = prepare(traced, is_closure_fixed)
+        self._structure = traced.structure
         given = [*leaves, *self._constants]
-        self._n_state, self._carried = n_state, _carry(traced.graph, n_state)
-        same = [i for i in range(n_state) if i not in self._carried]
-        self._order = [*self._carried, *range(n_state, len(given)), *same]
+        self._n_state, self._changed = n_state, traced.changed
+        self._carried = _carry(traced.graph, n_state, self._changed)
+        moved = {*self._carried, *self._changed}
+        same = [i for i in range(n_state) if i not in moved]
+        rest = [i for i in range(n_state, len(given)) if i not in moved]
+        self._order = [*self._carried, *self._changed, *rest, *same]
         one = [given[i] for i in self._order]
-        n_carried = len(self._carried)
-        n_before = n_carried + n_inputs
-        inputs = [leaf.new_empty(most_steps, *leaf.shape) for leaf in one[n_carried:n_before]]
-        arguments = [*one[:n_carried], *inputs, *one[n_before:]]
+        n_carried, n_changed = len(self._carried), len(self._changed)
+        begin, end = n_carried + n_changed, n_carried + n_changed + n_inputs
+        inputs = [leaf.new_empty(most_steps, *leaf.shape) for leaf in one[begin:end]]
+        arguments = [*one[:begin], *inputs, *one[end:]]
         self._zero = torch.zeros((), dtype=torch.int64)
-        loop = _loop(traced.graph, most_steps, n_carried, n_inputs, has_flag=goes_on is not None)
+        loop = _loop(traced.graph, most_steps, n_carried, n_changed, n_inputs, has_flag=goes_on is not None)
         is_small = _count_numbers(traced.graph) < FOR_SEVERAL_THREADS
         self._code = lower(loop, [self._zero, self._zero, *arguments], on_one_thread=is_small)
 
@@ -105,6 +118,11 @@ class CompiledLoop:
             raise ValueError(f"a call has at least 1 step and at most {self._most_steps}, got {n_steps}.")
         # the code was made for contiguous arguments and does not look at their strides
         given = [leaf.contiguous() for leaf in leaves] + self._constants
+        for i in self._changed:
+            if i < len(leaves) and given[i] is not leaves[i]:
+                raise ValueError(
+                    f"what is changed in place must be contiguous, but a tensor's strides are {leaves[i].stride()}."
+                )
         index, *made = self._code([self._zero, self._zero + n_steps, *[given[i] for i in self._order]])
         end = given[: self._n_state]
         for i, leaf in zip(self._carried, made, strict=False):
@@ -115,11 +133,16 @@ class CompiledLoop:
         return state, outputs
 
 
-def _carry(body: GraphModule, n_state: int) -> list[int]:
-    """Which leaves of the state the body changes; it takes and returns these first, and takes the others last."""
+def _carry(body: GraphModule, n_state: int, changed: Sequence[int]) -> list[int]:
+    """Which leaves of the state the body makes anew.
+
+    It takes and returns these first, then the arguments that it changes in place, and takes what is the same last.
+    """
     arguments, results = _ends(body)
     carried = [i for i in range(n_state) if results[i] is not arguments[i]]
-    last = arguments[-1]
+    for i in changed:
+        arguments[n_state].prepend(arguments[i])
+    last = body.graph.find_nodes(op="placeholder")[-1]
     for i in reversed(range(n_state)):
         if i not in carried:
             last.append(arguments[i])
@@ -155,7 +178,9 @@ def _ends(graph: GraphModule) -> tuple[list[Node], list[Any]]:
     return list(graph.graph.find_nodes(op="placeholder")), list(end.args[0])
 
 
-def _loop(body: GraphModule, capacity: int, n_carried: int, n_inputs: int, *, has_flag: bool) -> GraphModule:
+def _loop(
+    body: GraphModule, capacity: int, n_carried: int, n_changed: int, n_inputs: int, *, has_flag: bool
+) -> GraphModule:
     """The body as a loop.
 
     Its arguments are zero, the number of steps, and the body's, whose inputs have a leading axis of steps; its results
@@ -170,15 +195,17 @@ def _loop(body: GraphModule, capacity: int, n_carried: int, n_inputs: int, *, ha
         strides = [value.numel(), *torch.empty(value.shape, device="meta").stride()]
         like = {"dtype": value.dtype, "device": value.device}
         stores.append(graph.call_function(aten.empty_strided.default, ([capacity, *value.shape], strides), like))
-    changing, same = [index, *stores, *given[:n_carried]], [stop, *given[n_carried:]]
+    carried, changed, same = given[:n_carried], given[n_carried:][:n_changed], given[n_carried + n_changed :]
+    # Inductor takes what changes in place for changed in the order of the arguments: in the body the stores come last
+    changing = [index, *changed, *stores, *carried]
+    n_before = 1 + n_changed + len(stores)
     parts = {
-        "goes_on": _condition(len(changing), len(same), 1 + len(stores) if has_flag else None),
-        "step": _step(body, capacity, len(stores), n_carried, n_inputs),
+        "goes_on": _condition(len(changing), 1 + len(same), n_before if has_flag else None),
+        "step": _step(body, capacity, len(stores), n_carried, n_changed, n_inputs),
     }
     functions = [graph.get_attr(name) for name in parts]
-    loop = graph.call_function(torch.ops.higher_order.while_loop, (*functions, tuple(changing), tuple(same)))
-    n_before = 1 + len(stores)
-    order = [0, *range(n_before, n_before + n_carried), *range(1, n_before)]
+    loop = graph.call_function(torch.ops.higher_order.while_loop, (*functions, tuple(changing), (stop, *same)))
+    order = [0, *range(n_before, n_before + n_carried), *range(1 + n_changed, n_before)]
     graph.output(tuple(graph.call_function(operator.getitem, (loop, i)) for i in order))
     return GraphModule(parts, graph)
 
@@ -195,23 +222,27 @@ def _condition(n_changing: int, n_same: int, flag: int | None) -> GraphModule:
     return GraphModule({}, graph)
 
 
-def _step(body: GraphModule, capacity: int, n_stores: int, n_carried: int, n_inputs: int) -> GraphModule:
+def _step(
+    body: GraphModule, capacity: int, n_stores: int, n_carried: int, n_changed: int, n_inputs: int
+) -> GraphModule:
     """The body for the row of its inputs that the index says; it writes its outputs to that row of the stores."""
     arguments, _ = _ends(body)
     graph = Graph()
+    names = [node.name for node in arguments]
     index = graph.placeholder("index")
+    changed = [graph.placeholder(name) for name in names[n_carried:][:n_changed]]
     stores = [graph.placeholder(f"store_{i}") for i in range(n_stores)]
-    carried = [graph.placeholder(node.name) for node in arguments[:n_carried]]
+    carried = [graph.placeholder(name) for name in names[:n_carried]]
     graph.placeholder("stop")
-    given = [graph.placeholder(node.name) for node in arguments[n_carried:]]
+    given = [graph.placeholder(name) for name in names[n_carried + n_changed :]]
     row = graph.call_function(aten._local_scalar_dense.default, (index,))
     for comparison, bound in ((operator.ge, 0), (operator.lt, capacity)):
         is_within = graph.call_function(comparison, (row, bound))
         graph.call_function(aten._assert_scalar.default, (is_within, "the number of steps is too large"))
     inputs = [graph.call_function(aten.select.int, (node, 0, row)) for node in given[:n_inputs]]
-    values = dict(zip(arguments, [*carried, *inputs, *given[n_inputs:]], strict=True))
+    values = dict(zip(arguments, [*carried, *changed, *inputs, *given[n_inputs:]], strict=True))
     results: Any = graph.graph_copy(body.graph, values)
     for store, result in zip(stores, results[n_carried:], strict=True):
         graph.call_function(aten.copy_.default, (graph.call_function(aten.select.int, (store, 0, row)), result))
-    graph.output((graph.call_function(aten.add.Tensor, (index, 1)), *stores, *results[:n_carried]))
+    graph.output((graph.call_function(aten.add.Tensor, (index, 1)), *changed, *stores, *results[:n_carried]))
     return GraphModule({}, graph)

@@ -29,7 +29,6 @@ __all__ = [
     "mutates",
     "share_exponentials",
     "sum_thin_products",
-    "unique_outputs",
     "widen_products",
 ]
 
@@ -375,30 +374,6 @@ def _evaluate(node: Node, values: dict[Node, Tensor]) -> Tensor:
     args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
     result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
     return result
-
-
-def unique_outputs(graph: GraphModule) -> list[tuple[bool, int]]:
-    """Make the graph return each of its results once and none of its inputs, and say where each output is then found.
-
-    Inductor takes for granted that the results of a graph are tensors of their own.
-
-    Returns:
-        For each output whether the graph makes it, and its index among the graph's results or inputs.
-    """
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    made: list[Node] = []
-    sources = []
-    for node in output.args[0]:
-        if node in inputs:
-            sources.append((False, inputs.index(node)))
-        else:
-            if node not in made:
-                made.append(node)
-            sources.append((True, made.index(node)))
-    output.args = (tuple(made),)
-    graph.recompile()
-    return sources
 
 
 def mutates(node: Node) -> bool:

@@ -26,7 +26,7 @@ def prepare(traced: Trace, is_closure_fixed: bool) -> list[Tensor]:
 
     Args:
         traced: what was traced for the compiler; its graph is changed.
-        is_closure_fixed: see :class:`CompiledFunction`.
+        is_closure_fixed: see :class:`~zsp.inference.compilation.compiled_loop.CompiledLoop`.
     """
     constants = [constant.detach() for constant in traced.constants]
     with explained():

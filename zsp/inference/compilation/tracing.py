@@ -45,10 +45,10 @@ class Trace(NamedTuple):
 
     @property
     def changed(self) -> list[int]:
-        """The indices of those inputs of the graph that it changes in place."""
+        """The indices of those inputs of the graph that it changes in place, in the order in which it does."""
         inputs = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
-        changed = {node.args[0] for node in self.graph.graph.nodes if mutates(node)}
-        return [i for i, node in enumerate(inputs) if node in changed]
+        changed = dict.fromkeys(node.args[0] for node in self.graph.graph.nodes if mutates(node))
+        return [inputs.index(node) for node in changed]
 
 
 def trace(function: Callable[..., Any], *examples: Any, for_compiler: bool = True) -> Trace:

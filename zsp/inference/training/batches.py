@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 __all__ = ["Batches", "Chunk", "Epoch", "batches_of", "pick_rows"]
 
@@ -15,31 +15,47 @@ __all__ = ["Batches", "Chunk", "Epoch", "batches_of", "pick_rows"]
 class Chunk:
     """Mini-batches that follow one another, all of one size.
 
-    Attributes:
-        arguments: what they are made of, a pytree.
+    Args:
+        fixed: what all of them are made of, a pytree.
+        inputs: what each of them is made of besides, a pytree of tensors with a leading axis of steps.
         n_steps: how many they are.
-        pick: from the arguments and an index to a mini-batch.
+        pick: from ``fixed`` and the inputs of one step to a mini-batch.
         is_ragged: whether it is the last of an epoch, smaller than the others.
-        leaves: those of the arguments.
-        structure: that of the arguments.
+
+    Attributes:
+        shapes: what tells whether two chunks look alike but for the number of their steps.
     """
 
     def __init__(
-        self,
-        arguments: Any,
-        n_steps: int,
-        pick: Callable[[Any, int], Any],
-        is_ragged: bool = False,
-        flat: tuple[list[Any], TreeSpec] | None = None,
+        self, fixed: Any, inputs: Any, n_steps: int, pick: Callable[[Any, Any], Any], is_ragged: bool = False
     ) -> None:
-        self.arguments = arguments
+        self.fixed = fixed
+        self.inputs = inputs
         self.n_steps = n_steps
         self.pick = pick
         self.is_ragged = is_ragged
-        self.leaves, self.structure = tree_flatten(arguments) if flat is None else flat
+
+    def inputs_of(self, step: int) -> Any:
+        """The inputs of one step."""
+        return tree_map(lambda leaf: leaf[step], self.inputs)
+
+    def __getitem__(self, step: int) -> Any:
+        """A mini-batch."""
+        return self.pick(self.fixed, self.inputs_of(step))
 
     def __iter__(self) -> Iterator[Any]:
-        return (self.pick(self.arguments, step) for step in range(self.n_steps))
+        return (self[step] for step in range(self.n_steps))
+
+    @property
+    def shapes(self) -> Any:
+        """The structure, shapes, dtypes and devices of what a mini-batch is made of."""
+        fixed, structure = tree_flatten(self.fixed)
+        inputs, structure_of_inputs = tree_flatten(self.inputs)
+        looks = [
+            (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else type(leaf)
+            for leaf in [*fixed, *(leaf[0] for leaf in inputs)]
+        ]
+        return structure, structure_of_inputs, looks
 
 
 class Epoch(Protocol):
@@ -49,7 +65,7 @@ class Epoch(Protocol):
     """How many mini-batches of full size it has; None if that is not known."""
 
     def take(self, n_steps: int) -> Chunk | None:
-        """The next ``n_steps`` mini-batches if so many of full size are left, one otherwise, None at the end."""
+        """At most ``n_steps`` mini-batches: of full size while there are such, then one smaller; None at the end."""
 
 
 Batches = Callable[[], Epoch]
@@ -82,7 +98,7 @@ class _Whole:
     n_steps: int | None = 1
 
     def __init__(self, data: Mapping[str, Tensor]) -> None:
-        self._left: Chunk | None = Chunk(dict(data), 1, lambda data, step: dict(data))
+        self._left: Chunk | None = Chunk(dict(data), (), 1, _pick_all)
 
     def take(self, n_steps: int) -> Chunk | None:
         chunk, self._left = self._left, None
@@ -96,7 +112,6 @@ class _Rows:
         self._data = dict(data)
         devices = {value.device for value in data.values()}
         self._order = order.to(devices.pop()) if len(devices) == 1 else order
-        self._leaves, self._structure = tree_flatten((self._data, order))
         self._size = size
         self._start = 0
         self.n_steps: int | None = len(order) // size
@@ -105,18 +120,20 @@ class _Rows:
         left = len(self._order) - self._start
         if left == 0:
             return None
-        n_steps = n_steps if left >= n_steps * self._size else 1
+        n_steps = max(1, min(n_steps, left // self._size))
         n_rows = min(left, n_steps * self._size)
         rows = self._order[self._start : self._start + n_rows].view(n_steps, -1)
         self._start += n_rows
-        flat = [*self._leaves[:-1], rows], self._structure
-        return Chunk((self._data, rows), n_steps, pick_rows, n_rows < self._size, flat)
+        return Chunk(self._data, rows, n_steps, pick_rows, n_rows < self._size)
 
 
-def pick_rows(arguments: tuple[dict[str, Tensor], Tensor], step: int) -> dict[str, Tensor]:
-    """A mini-batch of ``(data, rows)``: those of each tensor in the data that ``rows`` [step, size] names."""
-    data, rows = arguments
-    return {name: value[rows[step].to(value.device)] for name, value in data.items()}
+def pick_rows(data: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """A mini-batch: the rows of each tensor."""
+    return {name: value[rows.to(value.device)] for name, value in data.items()}
+
+
+def _pick_all(batch: Any, nothing: Any) -> Any:
+    return batch
 
 
 class _Stream:
@@ -129,6 +146,6 @@ class _Stream:
 
     def take(self, n_steps: int) -> Chunk | None:
         try:
-            return Chunk(next(self._iterator), 1, lambda batch, step: batch)
+            return Chunk(next(self._iterator), (), 1, _pick_all)
         except StopIteration:
             return None

@@ -1,4 +1,4 @@
-"""Several training steps, their updates included, in one compiled call that changes parameters and state in place."""
+"""Training steps, their updates included, in a compiled loop that changes parameters and state in place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zsp.inference.compilation.compiled_function import CompiledFunction
+from zsp.inference.compilation.compiled_loop import CompiledLoop
 from zsp.inference.compilation.errors import CompileError
 from zsp.inference.training.batches import Chunk
 from zsp.inference.training.traced import TracedLoss
@@ -18,34 +18,36 @@ __all__ = ["CompiledSteps"]
 
 
 class CompiledSteps:
-    """A compiled call that makes some training steps.
+    """A compiled loop of training steps.
 
-    If all losses in it are finite, it changes the parameters, the optimizer's state and what the loss changes; if not,
-    it leaves everything as it was.
+    A step whose loss is finite changes the parameters, the optimizer's state and what the loss changes; another one
+    leaves everything as it was.
 
     Args:
         traced: the loss.
         optimizer: an optimizer with state, that is, after its first step.
         update: its update.
         chunk: an example of the mini-batches of a call.
+        most_steps: in a call.
 
     Raises:
         CompileError: if this cannot be compiled.
     """
 
-    def __init__(self, traced: TracedLoss, optimizer: torch.optim.Optimizer, update: Update, chunk: Chunk) -> None:
+    def __init__(
+        self, traced: TracedLoss, optimizer: torch.optim.Optimizer, update: Update, chunk: Chunk, most_steps: int
+    ) -> None:
         self._traced = traced
         self._optimizer = optimizer
         self._update = update
-        self._n_steps = chunk.n_steps
-        self._structure, self._shapes = chunk.structure, _shapes(chunk)
+        self._shapes = chunk.shapes
         self._device = traced.parameters[0].device
         self._layout = self._find_layout()
         self.gather()
-        coefficients = self._coefficients()
-        self._function = CompiledFunction(
-            self._steps_of(chunk.pick), chunk.arguments, self._values, traced.constants, coefficients
-        )
+        inputs = (self._coefficients(1)[0], chunk.inputs_of(0))
+        fixed = (self._values, self._constants, chunk.fixed)
+        self._loop = CompiledLoop(self._step_of(chunk.pick), most_steps, (), inputs, fixed)
+        self._before: list[Tensor] = []
 
     # -- the optimizer's state ----------------------------------------------------------------------------------------
 
@@ -90,48 +92,39 @@ class CompiledSteps:
             self._n_values.append(len(tensors))
         self._constants = [constant.detach() for constant in self._traced.constants]
 
-    def _coefficients(self) -> Tensor:
-        """What the updates of a call need, of shape [bucket, step, coefficient]."""
+    def _coefficients(self, n_steps: int) -> Tensor:
+        """What the updates of a call need, of shape [step, bucket, coefficient]."""
         groups = self._optimizer.param_groups
         rows = [
-            [self._update.coefficients(groups[i], step + k + 1) for k in range(self._n_steps)]
-            for i, step in self._buckets
+            [self._update.coefficients(groups[i], step + k + 1) for i, step in self._buckets] for k in range(n_steps)
         ]
         return torch.tensor(rows, dtype=torch.float64).to(self._device)
 
     # -- what is compiled ---------------------------------------------------------------------------------------------
 
-    def _steps_of(self, pick: Any) -> Any:
+    def _step_of(self, pick: Any) -> Any:
         traced, update, groups = self._traced, self._update, self._optimizer.param_groups
 
-        def steps(
-            arguments: Any, values: list[Tensor], constants: list[Tensor], coefficients: Tensor
-        ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        def step(nothing: Any, inputs: Any, fixed: Any) -> tuple[Any, list[Tensor]]:
+            (coefficients, of_batch), (values, constants, of_all_batches) = inputs, fixed
             with torch.no_grad():
                 before = [constants[i].clone() for i in traced.changed]
                 now = self._split(values)
-                measured = []
-                for step in range(self._n_steps):
-                    parameters = [parameter for parameter, *_ in now]
-                    loss, metrics, gradients = traced(pick(arguments, step), parameters, constants)
-                    measured.append([loss, *metrics])
-                    updated = []
-                    for (parameter, *state), gradient, (i, bucket, _) in zip(now, gradients, self._layout, strict=True):
-                        given = tuple(coefficients[bucket, step].to(parameter.dtype).unbind())
-                        counter = [state.pop() + 1] if update.counts_steps else []
-                        new, new_state = update(groups[i], parameter, gradient, tuple(state), given)
-                        updated.append([new, *new_state, *counter])
-                    now = updated
-                losses = torch.stack([loss for loss, *_ in measured])
-                is_finite = losses.isfinite().all()
-                for value, new in zip(values, (tensor for tensors in now for tensor in tensors), strict=True):
-                    value.copy_(torch.where(is_finite, new, value))
+                parameters = [parameter for parameter, *_ in now]
+                loss, metrics, gradients = traced(pick(of_all_batches, of_batch), parameters, constants)
+                is_finite = loss.isfinite()
+                for tensors, gradient, (i, bucket, _) in zip(now, gradients, self._layout, strict=True):
+                    parameter, *state = tensors
+                    given = tuple(coefficients[bucket].to(parameter.dtype).unbind())
+                    counter = [state.pop() + 1] if update.counts_steps else []
+                    new, new_state = update(groups[i], parameter, gradient, tuple(state), given)
+                    for value, changed in zip(tensors, [new, *new_state, *counter], strict=True):
+                        value.copy_(torch.where(is_finite, changed, value))
                 for i, old in zip(traced.changed, before, strict=True):
                     constants[i].copy_(torch.where(is_finite, constants[i], old))
-                sums = [torch.stack(list(column)).sum(0) for column in zip(*measured, strict=True)]
-                return is_finite, losses[0].clone(), sums
+                return nothing, [loss, *metrics]
 
-        return steps
+        return step
 
     def _split(self, values: list[Tensor]) -> list[list[Tensor]]:
         rest = iter(values)
@@ -141,28 +134,37 @@ class CompiledSteps:
 
     def fits(self, chunk: Chunk) -> bool:
         """Whether a chunk looks like the one that was compiled for."""
-        return (
-            chunk.n_steps == self._n_steps
-            and (chunk.structure is self._structure or chunk.structure == self._structure)
-            and all(isinstance(leaf, Tensor) for leaf in chunk.leaves)
-            and _shapes(chunk) == self._shapes
-        )
+        return bool(chunk.shapes == self._shapes)
 
-    def run(self, chunk: Chunk) -> tuple[Tensor, dict[str, Any]] | None:
+    def run(self, chunk: Chunk, can_undo: bool) -> tuple[Tensor, dict[str, Any]] | None:
         """Make the steps of a chunk.
 
+        Args:
+            chunk: mini-batches.
+            can_undo: whether to keep what :meth:`undo` needs.
+
         Returns:
-            The first loss, and the sums over the steps of the loss and the metrics; None if a loss was not finite, and
-            then nothing has changed.
+            The first loss, and the sums over the steps of the loss and the metrics; None if a loss was not finite.
         """
-        given = [*chunk.leaves, *self._values, *self._constants, self._coefficients()]
-        is_finite, first, *sums = self._function.run(given)
-        if not is_finite.item():
+        self._before = [tensor.clone() for tensor in self._changing] if can_undo else []
+        inputs = (self._coefficients(chunk.n_steps), chunk.inputs)
+        _, measured = self._loop((), inputs, (self._values, self._constants, chunk.fixed))
+        losses = measured[0]
+        if not losses.isfinite().all():
             return None
+        self._count(chunk.n_steps)
+        sums = dict(zip(("loss", *self._traced.names), (values.sum(0) for values in measured), strict=True))
+        numbers = {name: value * chunk.n_steps for name, value in self._traced.numbers.items()}
+        return losses[0], {**sums, **numbers}
+
+    def undo(self) -> None:
+        """Set everything back to what it was before the last call."""
+        for tensor, before in zip(self._changing, self._before, strict=True):
+            tensor.copy_(before)
+
+    def _count(self, n_steps: int) -> None:
         if self._update.counts_steps:
-            self._buckets = [(i, step + self._n_steps) for i, step in self._buckets]
-        numbers = {name: value * self._n_steps for name, value in self._traced.numbers.items()}
-        return first, {**dict(zip(("loss", *self._traced.names), sums, strict=True)), **numbers}
+            self._buckets = [(i, step + n_steps) for i, step in self._buckets]
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -170,10 +172,6 @@ class CompiledSteps:
         return [self._constants[i] for i in self._traced.changed]
 
     @property
-    def changing(self) -> list[Tensor]:
+    def _changing(self) -> list[Tensor]:
         """All tensors that a call changes."""
         return [*self._values, *self.buffers]
-
-
-def _shapes(chunk: Chunk) -> list[Hashable]:
-    return [(leaf.shape, leaf.dtype, leaf.device) for leaf in chunk.leaves]

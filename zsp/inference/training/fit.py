@@ -46,14 +46,14 @@ def fit(
     is run again on the same batch with the same random numbers and every check on, so that the error names the node.
     A step with a loss that is not finite changes no parameter.
 
-    With ``compile=True`` loss, gradient and update of one or several steps are one compiled call, which makes small
-    models some five times faster and costs up to a minute once, at the second step. Numbers are those of an eager run
+    With ``compile=True`` steps run in a compiled loop of loss, gradient and update, which makes small models some
+    eight times faster and costs some ten seconds once, at the second step. Numbers are those of an eager run
     up to rounding, with the same random numbers in the same order. It works for ``torch.optim.SGD``, ``Adam`` and
     ``AdamW`` and for losses without branches on values; parameters, the optimizer's state and buffers are changed in
     place, and learning rates may change from epoch to epoch. The loss's Python code runs only where it is traced or
     checked: what changes from step to step must be a tensor that is changed in place. Parameters have no ``.grad`` in
     it. Whatever cannot be compiled runs eagerly, and a warning says why: other optimizers, a loss that cannot be
-    traced, a smaller last batch. The first step of a run and those left over at the end of an epoch run eagerly too.
+    traced, a smaller last batch. The first step of a run is eager too.
 
     Args:
         loss: from a mini-batch to a scalar to minimise, or to (scalar, mapping of named metrics).

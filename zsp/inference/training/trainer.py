@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -112,45 +111,44 @@ class Trainer:
 
     def _trace_loss(self, chunk: Chunk) -> TracedLoss:
         with self._keeping_random_state():
-            return TracedLoss(self._loss, self._optimizer, chunk.pick(chunk.arguments, 0))
+            return TracedLoss(self._loss, self._optimizer, chunk[0])
 
     def _is_compiled(self, chunk: Chunk) -> bool:
         """Whether a chunk can run compiled; the first one of the right size is compiled for."""
         if not self._compiles or self._traced is None or self._update is None:
             return False
-        if self._compiled is None and chunk.n_steps == self.steps_per_call:
+        if self._compiled is None and not chunk.is_ragged:
             with self._or_eagerly(), self._keeping_random_state():
-                self._compiled = CompiledSteps(self._traced, self._optimizer, self._update, chunk)
+                self._compiled = CompiledSteps(
+                    self._traced, self._optimizer, self._update, chunk, self.steps_per_call
+                )
                 self._optimizer.zero_grad(set_to_none=True)
         if self._compiled is None:
             return False
         if self._compiled.fits(chunk):
             return True
-        if chunk.n_steps == self.steps_per_call or chunk.is_ragged:
-            self._warn(
-                "zsp.fit runs some mini-batches eagerly: they have other shapes than those that were compiled for. A "
-                "batch_size that divides the number of data (or drop_last=True of a DataLoader) avoids it."
-            )
+        self._warn(
+            "zsp.fit runs some mini-batches eagerly: they have other shapes than those that were compiled for. A "
+            "batch_size that divides the number of data (or drop_last=True of a DataLoader) avoids it."
+        )
         return False
 
     def _run_compiled(self, chunk: Chunk, where: tuple[int, int], is_checked: bool) -> dict[str, Any] | None:
-        assert self._compiled is not None
+        compiled = self._compiled
+        assert compiled is not None
         before = random_state(self._devices)
         expected = self._checked_loss(chunk, where) if is_checked else None
-        changing = self._compiled.changing
-        saved = [tensor.clone() for tensor in changing] if is_checked else []
-        result = self._compiled.run(chunk)
-        if result is None:  # eagerly the error is found and explained
-            set_random_state(before, self._devices)
-            return None
-        first, sums = result
-        if expected is not None and not _close(first, expected) and self._has_changed(chunk):
-            for tensor, value in zip(changing, saved, strict=True):
-                tensor.copy_(value)
-            set_random_state(before, self._devices)
-            return None
-        self.n_compiled_steps += chunk.n_steps
-        return sums
+        can_undo = is_checked or chunk.n_steps > 1  # a single step whose loss is not finite changes nothing
+        result = compiled.run(chunk, can_undo)
+        if result is not None:
+            first, sums = result
+            if expected is None or _close(first, expected) or not self._has_changed(chunk):
+                self.n_compiled_steps += chunk.n_steps
+                return sums
+        if can_undo:
+            compiled.undo()
+        set_random_state(before, self._devices)
+        return None  # eagerly an error is found and explained
 
     def _checked_loss(self, chunk: Chunk, where: tuple[int, int]) -> Tensor:
         """The first loss of a chunk, evaluated eagerly with every node checked, without a trace of it left."""
@@ -159,9 +157,7 @@ class Trainer:
         saved = [buffer.clone() for buffer in buffers]
         with self._keeping_random_state(), torch.no_grad():
             step, epoch = where
-            value, _ = check(
-                self._loss, chunk.pick(chunk.arguments, 0), self._optimizer, f"step {step} of epoch {epoch}"
-            )
+            value, _ = check(self._loss, chunk[0], self._optimizer, f"step {step} of epoch {epoch}")
             for buffer, old in zip(buffers, saved, strict=True):
                 buffer.copy_(old)
         return value
@@ -218,30 +214,23 @@ def _close(first: Tensor, second: Tensor) -> bool:
     return bool(torch.isclose(first, second, rtol=tolerance, atol=tolerance))
 
 
-_CALL, _OPERATION, _EAGER_OPERATION, _FLOP = 50e-6, 0.5e-6, 6e-6, 2e-11
-"""Rough seconds of a call, of an operation compiled and eager, and of a floating-point operation: only orders of
-magnitude matter, and the choice must not depend on a clock."""
+_OPERATION, _FLOP = 0.5e-6, 2e-11
+"""Rough seconds of a compiled operation, and of a floating-point operation: only orders of magnitude matter, and the
+choice must not depend on a clock."""
 
-_LONG_CALL = 800e-6
-"""Seconds after which a call's own time does not count."""
+_CALL = 0.3
+"""Seconds of a call: its own time, and a copy of all parameters, do not count beside it, and who interrupts it does not
+wait."""
 
-_MOST_OPERATIONS = 1500
-"""What compiles in about a minute."""
+_MOST_STEPS = 1000
 
 
 def steps_per_call(traced: TracedLoss, n_steps: int | None) -> int:
-    """How many steps a compiled call should make: several where they are so small that the call's own time counts.
+    """At most how many steps a compiled call should make.
 
     Args:
         traced: the loss.
         n_steps: the number of steps in an epoch; None if it is not known or mini-batches come one at a time.
     """
-    n_operations = traced.n_operations + 12 * len(traced.parameters)
-    step = _FLOP * traced.n_flops + _OPERATION * n_operations
-    most = min(n_steps or 1, math.ceil(_LONG_CALL / step), _MOST_OPERATIONS // n_operations)
-
-    def seconds_an_epoch(n: int) -> float:
-        n_calls, left = divmod(n_steps or 1, n)
-        return n_calls * (_CALL + n * step) + left * (step + _EAGER_OPERATION * n_operations)
-
-    return min(range(1, max(most, 1) + 1), key=seconds_an_epoch)
+    step = _FLOP * traced.n_flops + _OPERATION * (traced.n_operations + 12 * len(traced.parameters))
+    return max(1, min(n_steps or 1, int(_CALL / step), _MOST_STEPS))

@@ -11,7 +11,6 @@ import zsp
 from tests.inference.training.graphs import interpreted  # noqa: F401
 from tests.monte_carlo import assert_mean, assert_variance
 from zsp.inference.log_density import LogDensity
-from zsp.inference.sampling.stochastic import runner
 from zsp.inference.sampling.stochastic.control_variates import ControlVariates
 from zsp.inference.sampling.stochastic.density import BatchDensity, differentiate
 from zsp.inference.sampling.stochastic.minibatches import minibatches_of
@@ -84,7 +83,7 @@ def test_the_gradients_of_the_mini_batches_of_a_pass_average_to_that_of_all_data
     value, gradient = BatchDensity(lambda q, batch: full(q)).at({})(q)
     minibatches = minibatches_of({"x": X, "y": Y}, 20, torch.Generator().manual_seed(0))
     (chunk,) = minibatches.take(3)
-    assert sorted(chunk.arguments[1].flatten().tolist()) == list(range(N))
+    assert sorted(chunk.inputs.flatten().tolist()) == list(range(N))
     for at in (batch_density.at, batch_density.traced_at):
         found = [at(batch)(q) for batch in chunk]
         assert torch.allclose(torch.stack([v for v, _ in found]).mean(0), value, rtol=1e-12)
@@ -97,7 +96,7 @@ def test_rows_are_taken_equally_often_across_the_ends_of_orders():
     taken = torch.cat([batch["i"] for _ in range(4) for chunk in minibatches.take(5) for batch in chunk])
     assert taken.view(-1, 10).sort(1).values.eq(torch.arange(10)).all()  # every ten are all
     assert len({tuple(order) for order in taken.view(-1, 10).tolist()}) > 1
-    shares = minibatches_of({"x": X}, 7, torch.Generator()).take(1)[0].arguments[0]["x"]
+    shares = minibatches_of({"x": X}, 7, torch.Generator()).take(1)[0].fixed["x"]
     assert shares.data_ptr() == X.data_ptr()  # the data are not copied
 
 
@@ -174,7 +173,6 @@ class Stop(Exception):
 )
 def test_a_run_that_is_resumed_equals_one_that_was_not_stopped(name, data, compile, tmp_path, monkeypatch):
     kernel = KERNELS[name]
-    monkeypatch.setattr(runner, "OPERATIONS_PER_CALL", 600)
 
     def run(**options):
         observed = loader() if data == "loader" else None
@@ -237,12 +235,11 @@ def test_the_seed_makes_the_draws_and_the_callers_random_state_is_given_back():
 def test_compiled_steps_are_the_eager_ones(name, data, monkeypatch):
     kernel, n_compiled, run_compiled = KERNELS[name], [], StochasticRunner._run_compiled
 
-    def counted(self, compiled, state, noise, values, chunk):
+    def counted(loop, state, noise, values, chunk):
         n_compiled.append(chunk.n_steps)
-        return run_compiled(self, compiled, state, noise, values, chunk)
+        return run_compiled(loop, state, noise, values, chunk)
 
-    monkeypatch.setattr(StochasticRunner, "_run_compiled", counted)
-    monkeypatch.setattr(runner, "OPERATIONS_PER_CALL", 600)  # graphs are run as they are, and need not be long
+    monkeypatch.setattr(StochasticRunner, "_run_compiled", staticmethod(counted))
 
     def run(compile):
         observed = loader(batch_size=20) if data == "loader" else None

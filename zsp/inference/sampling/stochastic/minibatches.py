@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from zsp.inference.training.batches import Batches, Chunk, Epoch, batches_of, pick_rows
 
@@ -77,7 +79,7 @@ class _Whole:
         self.example: Mapping[str, Any] = {}
 
     def take(self, n_steps: int) -> list[Chunk]:
-        return [Chunk({}, n_steps, lambda nothing, step: nothing)]
+        return [Chunk({}, (), n_steps, _pick_fixed)]
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -108,7 +110,7 @@ class _Rows:
         while sum(map(len, orders)) < n_rows:
             orders.append(torch.randperm(self._n, generator=self._generator))
         rows, self._left = torch.cat(orders).tensor_split([n_rows])
-        return [Chunk((self._data, rows.view(n_steps, -1).to(self._device)), n_steps, pick_rows)]
+        return [Chunk(self._data, rows.view(n_steps, -1).to(self._device), n_steps, pick_rows)]
 
     def state(self) -> dict[str, Any]:
         return {"left": self._left.clone(), "random": self._generator.get_state()}
@@ -148,7 +150,7 @@ class _Restarted:
 
     def _look_ahead(self) -> Mapping[str, Any]:
         self._ahead = self._next()
-        return self._ahead.pick(self._ahead.arguments, 0)
+        return self._ahead[0]
 
     def _next(self) -> Chunk:
         if self._ahead is not None:
@@ -167,7 +169,7 @@ class _Restarted:
                     + ". Give a DataLoader, a list, or tensors and batch_size: what can be gone through again."
                 )
         self._n_taken += 1
-        _require_mapping(found.arguments)
+        _require_mapping(found.fixed)
         return found
 
     def take(self, n_steps: int) -> list[Chunk]:
@@ -194,19 +196,19 @@ class _Restarted:
 def _joined(chunks: list[Chunk]) -> list[Chunk]:
     """Single mini-batches that follow one another and have one structure and shape, in one chunk."""
     joined: list[Chunk] = []
-    run: list[Chunk] = []
-
-    def shapes(chunk: Chunk) -> list[Any]:
-        return [(leaf.shape, leaf.dtype) for leaf in chunk.leaves]
-
-    for chunk in [*chunks, None]:
-        fits = run and chunk and chunk.structure == run[0].structure and shapes(chunk) == shapes(run[0])
-        if run and not fits:
-            joined.append(Chunk([c.arguments for c in run], len(run), lambda batches, step: batches[step]))
-            run = []
-        if chunk is not None:
-            run.append(chunk)
+    for _, run in groupby(chunks, lambda chunk: chunk.shapes):
+        batches = [chunk.fixed for chunk in run]
+        stacked = tree_map(lambda *leaves: torch.stack(leaves), *batches)
+        joined.append(Chunk((), stacked, len(batches), _pick_inputs))
     return joined
+
+
+def _pick_fixed(fixed: Any, nothing: Any) -> Any:
+    return fixed
+
+
+def _pick_inputs(nothing: Any, inputs: Any) -> Any:
+    return inputs
 
 
 def _require_mapping(batch: Any) -> None:

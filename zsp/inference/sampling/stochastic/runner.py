@@ -1,4 +1,4 @@
-"""Makes the steps of stochastic-gradient chains in blocks, eagerly or several with their mini-batches in one call."""
+"""Makes the steps of stochastic-gradient chains in blocks, eagerly or with their mini-batches in a compiled loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from zsp.inference.compilation.compiled_function import CompiledFunction
+from zsp.inference.compilation.compiled_loop import CompiledLoop
 from zsp.inference.compilation.errors import CompileError
 from zsp.inference.sampling.stochastic.density import BatchDensity
 from zsp.inference.sampling.stochastic.kernel import Noise, StochasticGradientKernel
@@ -24,9 +24,6 @@ MOST_STEPS = 64
 MOST_NUMBERS = 16_000_000
 """Random numbers that are drawn at once, unless a single step needs more."""
 
-OPERATIONS_PER_CALL = 2000
-"""About how many operations a compiled call is to have: more of them save calls, and cost time to compile."""
-
 
 class Block(NamedTuple):
     """What some steps made."""
@@ -34,13 +31,6 @@ class Block(NamedTuple):
     state: Any  # the kernel's, after them
     positions: list[Tensor]  # [chain, D] after each
     info: Any  # the kernel's named tuple, each [step, chain]
-
-
-class _Compiled(NamedTuple):
-    function: CompiledFunction
-    shapes: Any
-    state: Any  # the named tuples that the kernel's state and what it reports are
-    info: Any
 
 
 class StochasticRunner:
@@ -67,8 +57,7 @@ class StochasticRunner:
         self._minibatches = minibatches
         self._generator = generator
         self._is_compiled = is_compiled
-        self._steps_per_call = 0
-        self._compiled: _Compiled | None = None
+        self._compiled: tuple[CompiledLoop, Any] | None = None
         self._numbers: dict[Any, tuple[list[Any], Tensor]] = {}
 
     def block_length(self, step: int, position: Tensor) -> int:
@@ -92,20 +81,14 @@ class StochasticRunner:
             state = self._kernel.enter(state, step, self._generator)
             noise = self._kernel.draw_noise(n_steps, state.position, self._generator)
             coefficients, values = self._coefficients(step, n_steps, state.position)
-            if self._is_compiled and not self._steps_per_call:
-                self._choose_steps_per_call(state, noise, coefficients[0])
             parts: list[Block] = []
             done = 0
-            while done < n_steps:
-                left = n_steps - done
-                n_wanted = min(self._steps_per_call, left) if self._is_compiled else left
-                for chunk in self._minibatches.take(n_wanted):
-                    span = slice(done, done + chunk.n_steps)
-                    signs = noise.sign[span] if isinstance(noise.sign, Tensor) else ()
-                    part_of_noise = Noise(noise.normal[span], signs)
-                    parts.append(self._run(state, part_of_noise, coefficients[span], values[span], chunk))
-                    state = parts[-1].state
-                    done += chunk.n_steps
+            for chunk in self._minibatches.take(n_steps):
+                span = slice(done, done + chunk.n_steps)
+                part_of_noise = tree_map(lambda leaf, span=span: leaf[span], noise)
+                parts.append(self._run(state, part_of_noise, coefficients[span], values[span], chunk))
+                state = parts[-1].state
+                done += chunk.n_steps
         if len(parts) == 1:
             return parts[0]
         info = type(parts[0].info)(*map(torch.cat, zip(*(part.info for part in parts), strict=True)))
@@ -123,11 +106,11 @@ class StochasticRunner:
         return found
 
     def _run(self, state: Any, noise: Noise, coefficients: list[Any], values: Tensor, chunk: Chunk) -> Block:
-        if self._is_compiled and chunk.n_steps == self._steps_per_call:
+        if self._is_compiled:
             if self._compiled is None:
                 self._compile(state, noise, type(coefficients[0]), values, chunk)
-            if self._compiled is not None and self._compiled.shapes == _shapes(chunk):
-                return self._run_compiled(self._compiled, state, noise, values, chunk)
+            if self._compiled is not None and self._compiled[1] == chunk.shapes:
+                return self._run_compiled(self._compiled[0], state, noise, values, chunk)
         positions, rows = [], []
         steps = tree_map(lambda leaf: leaf.unbind(0), noise)
         for i, batch in enumerate(chunk):
@@ -139,46 +122,20 @@ class StochasticRunner:
 
     # -- compiled -----------------------------------------------------------------------------------------------------
 
-    def _choose_steps_per_call(self, state: Any, noise: Noise, coefficients: Any) -> None:
-        """As many as a call can have without being too large to compile; it depends on the model alone."""
-
-        def step(state: Any, noise: Noise, values: Tensor, batch: Any) -> Any:
-            return self._kernel.advance(self._density.at(batch), state, noise, type(coefficients)(*values.unbind()))
-
-        one = tree_map(lambda leaf: leaf[0], noise)
-        values = state.position.new_tensor(coefficients)
-        try:
-            n_operations = CompiledFunction.count_operations(step, state, one, values, dict(self._minibatches.example))
-        except CompileError as error:
-            self._give_up(error)
-            return
-        longest = self.block_length(0, state.position)
-        most = min(longest, max(1, OPERATIONS_PER_CALL // n_operations))
-        # all steps of a block in equal calls, unless these would be short
-        equal = max(n for n in range(1, most + 1) if longest % n == 0)
-        self._steps_per_call = equal if 2 * equal > most else most
-
     def _compile(self, state: Any, noise: Noise, kind: Any, values: Tensor, chunk: Chunk) -> None:
-        n_steps = chunk.n_steps
-        kinds: list[Any] = []
+        def step(state: Any, inputs: Any, fixed: Any) -> Any:
+            noise, values, of_batch = inputs
+            derivatives = self._density.at(chunk.pick(fixed, of_batch))
+            state, info = self._kernel.advance(derivatives, state, noise, kind(*values.unbind()))
+            return state, (state.position, info)
 
-        def steps(state: Any, noise: Noise, values: Tensor, arguments: Any) -> Any:
-            positions, rows = [], []
-            for i in range(n_steps):
-                derivatives = self._density.at(chunk.pick(arguments, i))
-                one = tree_map(lambda leaf, i=i: leaf[i], noise)
-                state, info = self._kernel.advance(derivatives, state, one, kind(*values[i].unbind()))
-                positions.append(state.position)
-                rows.append(info)
-            kinds[:] = [type(state), type(rows[0])]
-            return state, positions, [torch.stack(column) for column in zip(*rows, strict=True)]
-
+        inputs = tree_map(lambda leaf: leaf[0], (noise, values, chunk.inputs))
         try:
-            function = CompiledFunction(steps, state, noise, values, chunk.arguments)
+            loop = CompiledLoop(step, self.block_length(0, state.position), state, inputs, chunk.fixed)
         except CompileError as error:
             self._give_up(error)
             return
-        self._compiled = _Compiled(function, _shapes(chunk), *kinds)
+        self._compiled = loop, chunk.shapes
 
     def _give_up(self, error: CompileError) -> None:
         warnings.warn(
@@ -186,15 +143,9 @@ class StochasticRunner:
             "says that this is meant.",
             stacklevel=2,
         )
-        self._is_compiled, self._steps_per_call = False, 0
+        self._is_compiled = False
 
-    def _run_compiled(self, compiled: _Compiled, state: Any, noise: Noise, values: Tensor, chunk: Chunk) -> Block:
-        numbers = [noise.normal, noise.sign] if isinstance(noise.sign, Tensor) else [noise.normal]
-        out = compiled.function.run([*state, *numbers, values, *chunk.leaves])
-        n = len(state)
-        info = compiled.info(*out[n + chunk.n_steps :])
-        return Block(compiled.state(*out[:n]), out[n : n + chunk.n_steps], info)
-
-
-def _shapes(chunk: Chunk) -> Any:
-    return [(leaf.shape, leaf.dtype, leaf.device) for leaf in chunk.leaves]
+    @staticmethod
+    def _run_compiled(loop: CompiledLoop, state: Any, noise: Noise, values: Tensor, chunk: Chunk) -> Block:
+        state, (positions, info) = loop(state, (noise, values, chunk.inputs), chunk.fixed)
+        return Block(state, list(positions.unbind(0)), info)
