@@ -1,7 +1,8 @@
-"""C++ code of the exponential of a vector of floats.
+"""C++ code of exponentials and logistic functions of vectors.
 
-Inductor's code calls a library for it, and a call saves and loads again what the loop around it has in registers: that
-took more than a quarter of the time of a logistic likelihood. Here it stands in the loop itself.
+For the exponential of floats Inductor's code calls a library, and a call saves and loads again what the loop around it
+has in registers: that took more than a quarter of the time of a logistic likelihood. Here it stands in the loop itself.
+And for ``expm1`` Inductor subtracts one from the exponential, which is what ``expm1`` is there to avoid.
 """
 
 from __future__ import annotations
@@ -49,22 +50,42 @@ _EXPONENTIAL = """[](const auto& given)
 }}
 ({x})"""
 
-_called = CppVecOverrides.exp
-
 
 @contextmanager
 def exponentials_in_place() -> Iterator[None]:
-    """Have Inductor write exponentials of vectors of floats on the CPU without a call.
+    """Have Inductor write exponentials of vectors on the CPU as they are here.
 
-    They are as exact as the library's, to 1.3 times 2^-24 of the value, but for 0 where that is below 1.8e-38.
+    Of floats they are as exact as the library's, to 1.3 times 2^-24 of the value, but for 0 where that is below
+    1.8e-38.
     """
-    CppVecOverrides.exp = staticmethod(_exponential)  # type: ignore[method-assign,assignment]
+    before = {name: vars(CppVecOverrides)[name] for name in _FUNCTIONS}
     try:
+        for name, function in _FUNCTIONS.items():
+            setattr(CppVecOverrides, name, staticmethod(function))
         yield
     finally:
-        CppVecOverrides.exp = staticmethod(_called)  # type: ignore[method-assign,assignment]
+        for name, written in before.items():
+            setattr(CppVecOverrides, name, written)
 
 
-def _exponential(x: Any) -> str:
-    """The expression of ``exp(x)``, as Inductor asks for it."""
-    return _EXPONENTIAL.format(x=x) if x.dtype == torch.float32 else _called(x)
+# the expressions of functions of x, as Inductor asks for them
+
+
+def _exp(x: Any) -> str:
+    return _exponential_of(str(x), x.dtype)
+
+
+def _expm1(x: Any) -> str:
+    return f"{x}.expm1()"
+
+
+def _sigmoid(x: Any) -> str:
+    one = f"decltype({x})(1)"
+    return f"{one} / ({one} + {_exponential_of(f'{x}.neg()', x.dtype)})"
+
+
+def _exponential_of(x: str, dtype: torch.dtype) -> str:
+    return _EXPONENTIAL.format(x=x) if dtype == torch.float32 else f"{x}.exp()"
+
+
+_FUNCTIONS = {"exp": _exp, "expm1": _expm1, "sigmoid": _sigmoid}

@@ -114,14 +114,13 @@ class Trainer:
             return TracedLoss(self._loss, self._optimizer, chunk[0])
 
     def _is_compiled(self, chunk: Chunk) -> bool:
-        """Whether a chunk can run compiled; the first one of the right size is compiled for."""
+        """Whether a chunk can run compiled; the first one of full size is compiled for."""
         if not self._compiles or self._traced is None or self._update is None:
             return False
         if self._compiled is None and not chunk.is_ragged:
             with self._or_eagerly(), self._keeping_random_state():
-                self._compiled = CompiledSteps(
-                    self._traced, self._optimizer, self._update, chunk, self.steps_per_call
-                )
+                most = self.steps_per_call
+                self._compiled = CompiledSteps(self._traced, self._optimizer, self._update, chunk, most)
                 self._optimizer.zero_grad(set_to_none=True)
         if self._compiled is None:
             return False
