@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves, tree_map
 
-from zsp.inference.compilation import compiled_loop, loop_code
+from zsp.inference.compilation import compiled_loop, loop_code, lowering
 from zsp.inference.compilation.compiled_loop import CompiledLoop
 from zsp.inference.compilation.errors import CompileError
 
@@ -211,7 +211,10 @@ def training(state, rows, fixed):
 TOTAL = torch.zeros((), dtype=torch.float64)
 
 
-def test_what_is_the_same_may_be_changed_in_place():
+@pytest.mark.parametrize("is_called_from", ["C++", "Python, as on a GPU"])
+def test_what_is_the_same_may_be_changed_in_place(is_called_from, monkeypatch):
+    if is_called_from != "C++":
+        monkeypatch.setattr(lowering, "_are_on_cpu", lambda examples: False)
     weight, momentum, data, state = tensors((5, 5), (5, 5), (20, 5), ())
     rows = torch.arange(24).reshape(6, 4) % 20
     mine = [weight.clone(), momentum.clone(), data]

@@ -15,7 +15,7 @@ from tests.inference.sampling.targets import gaussian, tuning
 from tests.monte_carlo import assert_ks
 from zsp.checks import NodeError
 from zsp.inference.compilation.compiled_loop import CompiledLoop
-from zsp.inference.sampling import mcmc as mcmc_module
+from zsp.inference.sampling import run as run_module
 from zsp.inference.sampling import runner
 from zsp.inference.sampling.arrays import to_numpy
 from zsp.inference.sampling.kernel import Density
@@ -139,7 +139,7 @@ def test_each_chain_keeps_its_first_transitions_whatever_the_others_do(monkeypat
         n_steps, n_momenta = choose_block(*given)
         return n_steps, min(n_momenta, most_momenta)
 
-    monkeypatch.setattr(mcmc_module, "choose_block", choose)
+    monkeypatch.setattr(run_module, "choose_block", choose)
     kernel = zsp.NUTS(step_size=0.3, mass_matrix="identity")
     begin = {"x": torch.randn(5, 3)}
     options = {"latents": {"x": torch.zeros(3)}, "init": begin, "n_chains": 5, "n_samples": 40, "n_warmup": 0}
@@ -485,7 +485,7 @@ def test_a_block_that_is_made_in_several_calls_is_the_same(monkeypatch):
 def test_the_time_of_each_part_is_told_and_saved(tmp_path, monkeypatch):
     """By a clock that ticks once a look: a block takes one tick more than the compiling in it."""
     ticks = iter(range(10_000))
-    monkeypatch.setattr("zsp.inference.sampling.mcmc.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("zsp.inference.sampling.run.time.perf_counter", lambda: float(next(ticks)))
     kernel = zsp.HMC(step_size=0.2, adapt_mass=False)
     draws = sample(kernel, n_warmup=2 * MOST_TRANSITIONS, n_samples=3 * MOST_TRANSITIONS, keep_warmup=True)
     assert draws.seconds == {"warmup": 2.0, "sampling": 3.0, "compile": 0.0}
@@ -496,7 +496,7 @@ def test_the_time_of_each_part_is_told_and_saved(tmp_path, monkeypatch):
 
 def test_a_resumed_run_has_taken_the_time_of_both(tmp_path, monkeypatch):
     ticks = iter(range(10_000))
-    monkeypatch.setattr("zsp.inference.sampling.mcmc.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("zsp.inference.sampling.run.time.perf_counter", lambda: float(next(ticks)))
     options = {
         "kernel": zsp.HMC(step_size=0.2, adapt_mass=False), "n_warmup": 0, "n_samples": 5 * MOST_TRANSITIONS,
         "checkpoint": tmp_path / "run.pt", "checkpoint_every": 1, "resume": True,

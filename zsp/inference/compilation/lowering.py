@@ -78,7 +78,7 @@ def _lower(
         inputs = [node.meta["val"] for node in (*loop.args[2], *loop.args[3])]
         for part in loop.args[:2]:
             FakeTensorProp(getattr(graph, part.target), mode).propagate_dont_convert_inputs(*inputs)
-    on_cpu = all(example.device.type == "cpu" for example in examples)
+    on_cpu = _are_on_cpu(examples)
     options = {
         "size_asserts": False,
         "alignment_asserts": False,
@@ -101,3 +101,7 @@ def _lower(
         exponential_code.exponentials_in_place(),
     ):
         return compile_fx_inner(graph, fakes, cpp_wrapper=on_cpu)  # type: ignore[return-value]
+
+
+def _are_on_cpu(examples: Sequence[Tensor]) -> bool:
+    return all(example.device.type == "cpu" for example in examples)
