@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from zsp.inference.compilation.errors import explained, quiet
 from zsp.inference.compilation.graph_rewrites import (
@@ -65,19 +67,18 @@ def _lower(
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
-    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
     from zsp.inference.compilation import exponential_code, loop_code
 
     # all shapes are static, but without an environment for those that are not Inductor keeps no graph in its cache
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     fakes = [mode.from_tensor(example.detach()) for example in examples]
-    FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*fakes)
+    _FakeTensors(graph, mode).propagate_dont_convert_inputs(*fakes)
     loops = graph.graph.find_nodes(op="call_function", target=torch.ops.higher_order.while_loop)
     for loop in loops:
         inputs = [node.meta["val"] for node in (*loop.args[2], *loop.args[3])]
         for part in loop.args[:2]:
-            FakeTensorProp(getattr(graph, part.target), mode).propagate_dont_convert_inputs(*inputs)
+            _FakeTensors(getattr(graph, part.target), mode).propagate_dont_convert_inputs(*inputs)
     on_cpu = _are_on_cpu(examples)
     options = {
         "size_asserts": False,
@@ -101,6 +102,15 @@ def _lower(
         exponential_code.exponentials_in_place(),
     ):
         return compile_fx_inner(graph, fakes, cpp_wrapper=on_cpu)  # type: ignore[return-value]
+
+
+class _FakeTensors(FakeTensorProp):
+    """What the values in a graph look like; the parts of a loop are gone through apart, and need not be here."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is torch.ops.higher_order.while_loop:
+            return tuple(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in args[2])
+        return super().call_function(target, args, kwargs)
 
 
 def _are_on_cpu(examples: Sequence[Tensor]) -> bool:
