@@ -86,6 +86,19 @@ class VAE(Problem):
         return bound.sgvb().mean(), {"elbo": bound.mean()}
 
 
+class Convolutions(Problem):
+    """With weights whose strides can be read in more than one order, and buffers."""
+
+    def make(self):
+        layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 1)
+        return nn.Sequential(*layers)
+
+    @property
+    def data(self):
+        x = torch.randn(24, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        return {"x": x, "y": x.sum((1, 2, 3))[:, None].sin()}
+
+
 def assert_same_run(first, second, rtol=1e-9, atol=1e-11):
     """Two problems after training, and their histories."""
     (problem, history), (other, other_history) = first, second
@@ -118,6 +131,13 @@ def test_compiled_with_several_steps_a_call_equals_eager(calls_of):
     eager, compiled = both(lambda: VAE(torch.optim.Adam), epochs=9)
     assert_same_run(eager, compiled)
     assert compiled[1].n_steps == 54 and compiled[1].n_compiled_steps == 53  # the first step of a run makes the state
+
+
+def test_convolutions_compiled_with_several_steps_a_call_equal_eager(calls_of):
+    calls_of(5)
+    eager, compiled = both(Convolutions)
+    assert compiled[1].n_compiled_steps == 17
+    assert_same_run(eager, compiled)
 
 
 def test_compiled_in_float32(calls_of):

@@ -83,6 +83,7 @@ class _Wrapper(CppWrapperCpu):
         super().__init__()
         self.declarations: list[list[str]] = []
         self._kept: set[str] = set()
+        self._in_place: set[str] = set()
 
     @staticmethod
     def create(
@@ -113,7 +114,10 @@ class _Wrapper(CppWrapperCpu):
         changed = {name for out in while_loop.mutation_outputs for name in out.get_mutation_names()}
         for buffer, name in zip(while_loop.carried_inputs, carried, strict=True):
             # what is carried is written over in the loop, so that it must not be the caller's
-            function = "assign_tensors_out" if buffer.get_name() in changed else "clone"
+            is_in_place = buffer.get_name() in changed
+            if is_in_place:
+                self._in_place.add(name)
+            function = "assign_tensors_out" if is_in_place else "clone"
             self._write_handle(name, f"aoti_torch_{function}({buffer.codegen_reference()}, &{name}_handle)")
         same = [f"{carried[0]}_fixed_{i}" for i in range(len(while_loop.additional_inputs))]
         for buffer, name in zip(while_loop.additional_inputs, same, strict=True):
@@ -149,6 +153,8 @@ class _Wrapper(CppWrapperCpu):
         for i, (outer, result) in enumerate(zip(outer_outputs, results, strict=False)):  # a condition has no outer ones
             if i < len(arguments) and result == arguments[i] and outer == outer_inputs[i]:
                 continue  # handed on as it was
+            if outer in self._in_place:
+                continue  # changed where it is; the result may be a view of it, as with strides of another order
             if result in arguments or times[result] > 1 or not result.isidentifier():
                 name = f"{subgraph.name}_result_{i}"
                 self._write_handle(name, f"aoti_torch_clone({result}, &{name}_handle)")
