@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from zsp.inference.compilation.errors import CompileError
-from zsp.inference.compilation.graph_rewrites import caller
+from zsp.inference.compilation.graph_rewrites import caller, mutates
 from zsp.inference.compilation.lowering import lower, prepare
 from zsp.inference.compilation.tracing import stand_in, trace
 
@@ -92,12 +92,12 @@ class CompiledLoop:
         rest = [i for i in range(n_state, len(given)) if i not in moved]
         self._order = [*self._carried, *self._changed, *rest, *same]
         one = [given[i] for i in self._order]
-        n_carried, n_changed = len(self._carried), len(self._changed)
-        begin, end = n_carried + n_changed, n_carried + n_changed + n_inputs
-        inputs = [leaf.new_empty(most_steps, *leaf.shape) for leaf in one[begin:end]]
-        arguments = [*one[:begin], *inputs, *one[end:]]
+        n_carried = len(self._carried) + len(self._changed)
+        n_before = n_carried + n_inputs
+        inputs = [leaf.new_empty(most_steps, *leaf.shape) for leaf in one[n_carried:n_before]]
+        arguments = [*one[:n_carried], *inputs, *one[n_before:]]
         self._zero = torch.zeros((), dtype=torch.int64)
-        loop = _loop(traced.graph, most_steps, n_carried, n_changed, n_inputs, has_flag=goes_on is not None)
+        loop = _loop(traced.graph, most_steps, n_carried, n_inputs, has_flag=goes_on is not None)
         is_small = _count_numbers(traced.graph) < FOR_SEVERAL_THREADS
         self._code = lower(loop, [self._zero, self._zero, *arguments], on_one_thread=is_small)
 
@@ -127,8 +127,11 @@ class CompiledLoop:
         end = given[: self._n_state]
         for i, leaf in zip(self._carried, made, strict=False):
             end[i] = leaf
+        n_carried = len(self._carried) + len(self._changed)
+        for i, leaf in zip(self._changed, made[len(self._carried) : n_carried], strict=True):
+            given[i].copy_(leaf)
         n_made = int(index)
-        outputs = [leaf[:n_made] for leaf in made[len(self._carried) :]]
+        outputs = [leaf[:n_made] for leaf in made[n_carried:]]
         (_, state), outputs = tree_unflatten([*end, *outputs], self._structure)
         return state, outputs
 
@@ -136,10 +139,18 @@ class CompiledLoop:
 def _carry(body: GraphModule, n_state: int, changed: Sequence[int]) -> list[int]:
     """Which leaves of the state the body makes anew.
 
-    It takes and returns these first, then the arguments that it changes in place, and takes what is the same last.
+    It takes and returns these first, then the arguments that it changes in place, of which it returns the new values
+    instead, for Inductor may change a copy of what a loop's body changes; it takes what is the same last.
     """
     arguments, results = _ends(body)
     carried = [i for i in range(n_state) if results[i] is not arguments[i]]
+    new: dict[Node, Node] = {}
+    for node in list(body.graph.nodes):
+        if mutates(node):
+            if node.target is not aten.copy_.default or node.users or node.args[0] in new:
+                raise CompileError(f"the function changes a tensor in place by {node.target}")
+            new[node.args[0]] = node.args[1]
+            body.graph.erase_node(node)
     for i in changed:
         arguments[n_state].prepend(arguments[i])
     last = body.graph.find_nodes(op="placeholder")[-1]
@@ -150,7 +161,7 @@ def _carry(body: GraphModule, n_state: int, changed: Sequence[int]) -> list[int]
     returned: list[Node] = []
     call = caller(body.graph)
     with body.graph.inserting_before(end):
-        for result in [results[i] for i in carried] + results[n_state:]:
+        for result in [results[i] for i in carried] + [new[arguments[i]] for i in changed] + results[n_state:]:
             # what is carried has a place of its own, as the arguments are laid out
             is_own = result not in arguments and result not in returned and result.meta["val"].is_contiguous()
             clone = partial(call, aten.clone.default, memory_format=torch.contiguous_format)
@@ -178,9 +189,7 @@ def _ends(graph: GraphModule) -> tuple[list[Node], list[Any]]:
     return list(graph.graph.find_nodes(op="placeholder")), list(end.args[0])
 
 
-def _loop(
-    body: GraphModule, capacity: int, n_carried: int, n_changed: int, n_inputs: int, *, has_flag: bool
-) -> GraphModule:
+def _loop(body: GraphModule, capacity: int, n_carried: int, n_inputs: int, *, has_flag: bool) -> GraphModule:
     """The body as a loop.
 
     Its arguments are zero, the number of steps, and the body's, whose inputs have a leading axis of steps; its results
@@ -195,17 +204,15 @@ def _loop(
         strides = [value.numel(), *torch.empty(value.shape, device="meta").stride()]
         like = {"dtype": value.dtype, "device": value.device}
         stores.append(graph.call_function(aten.empty_strided.default, ([capacity, *value.shape], strides), like))
-    carried, changed, same = given[:n_carried], given[n_carried:][:n_changed], given[n_carried + n_changed :]
-    # Inductor takes what changes in place for changed in the order of the arguments: in the body the stores come last
-    changing = [index, *changed, *stores, *carried]
-    n_before = 1 + n_changed + len(stores)
+    changing, same = [index, *stores, *given[:n_carried]], [stop, *given[n_carried:]]
     parts = {
-        "goes_on": _condition(len(changing), 1 + len(same), n_before if has_flag else None),
-        "step": _step(body, capacity, len(stores), n_carried, n_changed, n_inputs),
+        "goes_on": _condition(len(changing), len(same), 1 + len(stores) if has_flag else None),
+        "step": _step(body, capacity, len(stores), n_carried, n_inputs),
     }
     functions = [graph.get_attr(name) for name in parts]
-    loop = graph.call_function(torch.ops.higher_order.while_loop, (*functions, tuple(changing), (stop, *same)))
-    order = [0, *range(n_before, n_before + n_carried), *range(1 + n_changed, n_before)]
+    loop = graph.call_function(torch.ops.higher_order.while_loop, (*functions, tuple(changing), tuple(same)))
+    n_before = 1 + len(stores)
+    order = [0, *range(n_before, n_before + n_carried), *range(1, n_before)]
     graph.output(tuple(graph.call_function(operator.getitem, (loop, i)) for i in order))
     return GraphModule(parts, graph)
 
@@ -222,27 +229,23 @@ def _condition(n_changing: int, n_same: int, flag: int | None) -> GraphModule:
     return GraphModule({}, graph)
 
 
-def _step(
-    body: GraphModule, capacity: int, n_stores: int, n_carried: int, n_changed: int, n_inputs: int
-) -> GraphModule:
+def _step(body: GraphModule, capacity: int, n_stores: int, n_carried: int, n_inputs: int) -> GraphModule:
     """The body for the row of its inputs that the index says; it writes its outputs to that row of the stores."""
     arguments, _ = _ends(body)
     graph = Graph()
-    names = [node.name for node in arguments]
     index = graph.placeholder("index")
-    changed = [graph.placeholder(name) for name in names[n_carried:][:n_changed]]
     stores = [graph.placeholder(f"store_{i}") for i in range(n_stores)]
-    carried = [graph.placeholder(name) for name in names[:n_carried]]
+    carried = [graph.placeholder(node.name) for node in arguments[:n_carried]]
     graph.placeholder("stop")
-    given = [graph.placeholder(name) for name in names[n_carried + n_changed :]]
+    given = [graph.placeholder(node.name) for node in arguments[n_carried:]]
     row = graph.call_function(aten._local_scalar_dense.default, (index,))
     for comparison, bound in ((operator.ge, 0), (operator.lt, capacity)):
         is_within = graph.call_function(comparison, (row, bound))
         graph.call_function(aten._assert_scalar.default, (is_within, "the number of steps is too large"))
     inputs = [graph.call_function(aten.select.int, (node, 0, row)) for node in given[:n_inputs]]
-    values = dict(zip(arguments, [*carried, *changed, *inputs, *given[n_inputs:]], strict=True))
+    values = dict(zip(arguments, [*carried, *inputs, *given[n_inputs:]], strict=True))
     results: Any = graph.graph_copy(body.graph, values)
     for store, result in zip(stores, results[n_carried:], strict=True):
         graph.call_function(aten.copy_.default, (graph.call_function(aten.select.int, (store, 0, row)), result))
-    graph.output((graph.call_function(aten.add.Tensor, (index, 1)), *changed, *stores, *results[:n_carried]))
+    graph.output((graph.call_function(aten.add.Tensor, (index, 1)), *stores, *results[:n_carried]))
     return GraphModule({}, graph)

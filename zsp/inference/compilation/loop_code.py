@@ -155,7 +155,8 @@ class _Wrapper(CppWrapperCpu):
                 continue  # handed on as it was
             if outer in self._in_place:
                 continue  # changed where it is; the result may be a view of it, as with strides of another order
-            if result in arguments or times[result] > 1 or not result.isidentifier():
+            # what a library has made has another kind of handle
+            if result in arguments or times[result] > 1 or result not in self._kept:
                 name = f"{subgraph.name}_result_{i}"
                 self._write_handle(name, f"aoti_torch_clone({result}, &{name}_handle)")
                 result = name
