@@ -167,7 +167,7 @@ def test_a_small_step_runs_on_one_thread(least, on_one_thread, monkeypatch):
     for row in shift:
         expected = expected @ matrix + row
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert asked == [{"on_one_thread": on_one_thread}]
+    assert asked == [{"on_one_thread": on_one_thread, "given_away": []}]
 
 
 def test_a_step_may_have_operations_without_results():
@@ -232,6 +232,68 @@ def test_what_is_the_same_may_be_changed_in_place(is_called_from, monkeypatch):
         expected.append(error)
     torch.testing.assert_close([weight, momentum, total, end, errors], [*mine[:2], TOTAL, state, torch.stack(expected)])
     assert torch.equal(torch.get_rng_state(), now)
+
+
+def crossing(state, shift, fixed):
+    """Every way to change: from each other's old values, from a transposed one, from what is read once more later."""
+    one, other, square, read, kept = fixed
+    before, after = one.clone(), other * 2 + shift
+    one.copy_(after)
+    other.copy_(before)
+    square.copy_(square.T @ square.T + square.T)
+    read.copy_(read.cumsum(0) / 2)
+    kept.copy_(torch.ones_like(kept))
+    return state + one, read @ square
+
+
+@pytest.mark.parametrize("is_called_from", ["C++", "Python, as on a GPU"])
+def test_what_changes_in_place_may_be_computed_from_each_other(is_called_from, monkeypatch):
+    if is_called_from != "C++":
+        monkeypatch.setattr(lowering, "_are_on_cpu", lambda examples: False)
+    state, *fixed = tensors(3, 3, 3, (3, 3), 3, (2, 2))
+    fixed[2] /= 8
+    shifts = torch.arange(5.0, dtype=torch.float64)
+    loop = CompiledLoop(crossing, len(shifts), state, shifts[0], fixed)
+    for n in (1, 2, 5):
+        mine, expected, rows = [leaf.clone() for leaf in fixed], state, []
+        places = [leaf.data_ptr() for leaf in fixed]
+        end, found = loop(state, shifts[:n], fixed)
+        for shift in shifts[:n]:
+            expected, row = crossing(expected, shift, mine)
+            rows.append(row)
+        torch.testing.assert_close([end, found, *fixed], [expected, torch.stack(rows), *mine], rtol=1e-12, atol=1e-12)
+        assert [leaf.data_ptr() for leaf in fixed] == places
+
+
+def test_between_steps_nothing_is_copied(tmp_path, monkeypatch):
+    written = []
+    exchange = loop_code._Wrapper.exchange
+
+    def noting(wrapper, code, *rest):
+        before = code.getvalue()
+        exchange(wrapper, code, *rest)
+        written.append(code.getvalue().removeprefix(before))
+
+    monkeypatch.setattr(loop_code._Wrapper, "exchange", noting)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    weight, momentum, data, state = tensors((5, 5), (5, 5), (20, 5), ())
+    CompiledLoop(training, 8, state, torch.arange(4), (weight, momentum, data))
+    after_condition, after_step = written
+    assert after_condition == ""
+    assert after_step.count("swap") == after_step.count("\n") <= 1
+
+
+def test_an_argument_that_shares_memory_with_one_that_changes_is_explained():
+    (whole,) = tensors(6)
+
+    def changing(state, inputs, fixed):
+        fixed[0].add_(1)
+        return state + fixed[1].sum(), ()
+
+    state, inputs = torch.zeros((), dtype=torch.float64), torch.zeros(1)
+    CompiledLoop(changing, 3, state, inputs, (whole[:3], whole[3:]))
+    with pytest.raises(CompileError, match=r"^a tensor that the function changes shares memory with another one$"):
+        CompiledLoop(changing, 3, state, inputs, (whole[:3], whole[2:]))
 
 
 @pytest.mark.parametrize(("where", "is_closure_fixed"), [("state", False), ("inputs", False), ("closure", True)])

@@ -90,7 +90,8 @@ class Convolutions(Problem):
     """With weights whose strides can be read in more than one order, and buffers."""
 
     def make(self):
-        layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 1)
+        first = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Tanh()
+        layers = *first, nn.ConvTranspose2d(4, 1, 2), nn.ConvTranspose2d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(32, 1)
         return nn.Sequential(*layers)
 
     @property

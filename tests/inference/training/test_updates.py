@@ -62,7 +62,8 @@ def run_ours(kind, options, dtype, start, given, convert):
     values = tuple(state[name].clone() for name in names)
     for i, gradient in enumerate(given[1:]):
         coefficients = [convert(number) for number in update.coefficients(group, i + 2)]
-        parameter, values = update(group, parameter, gradient, values, tuple(coefficients))
+        values = update.new_state(group, parameter, gradient, values, tuple(coefficients))
+        parameter = update.new_parameter(group, parameter, gradient, values, tuple(coefficients))
     return parameter, dict(zip(names, values, strict=True))
 
 

@@ -51,6 +51,7 @@ class CompiledLoop:
             default always.
         is_closure_fixed: whether what the step closes over keeps its values, so that what follows from these alone is
             computed once; otherwise their values may change in place between calls, their shapes may not.
+        on_one_thread: whether a call keeps to the thread that makes it, as calls side by side should.
 
     Raises:
         CompileError: if the function cannot be traced, or nothing here can compile it.
@@ -66,6 +67,7 @@ class CompiledLoop:
         *,
         goes_on: Callable[[Any, Any], Tensor] | None = None,
         is_closure_fixed: bool = False,
+        on_one_thread: bool = False,
     ) -> None:
         self._most_steps = most_steps
         flag = () if goes_on is None else torch.ones((), dtype=torch.bool, device=tree_flatten(state)[0][0].device)
@@ -85,6 +87,9 @@ class CompiledLoop:
         self._constants = prepare(traced, is_closure_fixed)
         self._structure = traced.structure
         given = [*leaves, *self._constants]
+        examples = [*tree_flatten((state, inputs, fixed))[0], *self._constants]
+        if any(_overlap(examples[i], other) for i in traced.changed for j, other in enumerate(examples) if j != i):
+            raise CompileError("a tensor that the function changes shares memory with another one")
         self._n_state, self._changed = n_state, traced.changed
         self._carried = _carry(traced.graph, n_state, self._changed)
         moved = {*self._carried, *self._changed}
@@ -98,8 +103,15 @@ class CompiledLoop:
         arguments = [*one[:n_carried], *inputs, *one[n_before:]]
         self._zero = torch.zeros((), dtype=torch.int64)
         loop = _loop(traced.graph, most_steps, n_carried, n_inputs, has_flag=goes_on is not None)
-        is_small = _count_numbers(traced.graph) < FOR_SEVERAL_THREADS
-        self._code = lower(loop, [self._zero, self._zero, *arguments], on_one_thread=is_small)
+        is_small = traced.n_numbers < FOR_SEVERAL_THREADS
+        # what the caller has changed may also be used while it is computed
+        places = _ends(loop)[0][2 + len(self._carried) : 2 + n_carried]
+        self._code = lower(
+            loop,
+            [self._zero, self._zero, *arguments],
+            on_one_thread=on_one_thread or is_small,
+            given_away=[place.name for place in places],
+        )
 
     def __call__(self, state: Any, inputs: Any, fixed: Any) -> tuple[Any, Any]:
         """The state after some steps, and the outputs of all of them.
@@ -140,7 +152,7 @@ def _carry(body: GraphModule, n_state: int, changed: Sequence[int]) -> list[int]
     """Which leaves of the state the body makes anew.
 
     It takes and returns these first, then the arguments that it changes in place, of which it returns the new values
-    instead, for Inductor may change a copy of what a loop's body changes; it takes what is the same last.
+    instead, for Inductor may change a copy of what a loop's body changes in place; it takes what is the same last.
     """
     arguments, results = _ends(body)
     carried = [i for i in range(n_state) if results[i] is not arguments[i]]
@@ -171,16 +183,15 @@ def _carry(body: GraphModule, n_state: int, changed: Sequence[int]) -> list[int]
     return carried
 
 
-def _count_numbers(body: GraphModule) -> int:
-    """How many numbers it computes; those of a product of matrices count as often as they are added to."""
-    count = 0
-    for node in body.graph.nodes:
-        value, schema = node.meta.get("val"), getattr(node.target, "_schema", None)
-        is_view = schema is not None and any(result.alias_info is not None for result in schema.returns)
-        if node.op == "call_function" and isinstance(value, Tensor) and not is_view:
-            is_product = node.target in (aten.mm.default, aten.bmm.default)
-            count += value.numel() * (node.args[0].meta["val"].shape[-1] if is_product else 1)
-    return count
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    """Whether some of the memory from the first to the last number of each is the same."""
+
+    def bounds(tensor: Tensor) -> tuple[int, int]:
+        last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+    (begin, end), (other_begin, other_end) = bounds(first), bounds(second)
+    return first.device == second.device and max(begin, other_begin) < min(end, other_end)
 
 
 def _ends(graph: GraphModule) -> tuple[list[Node], list[Any]]:

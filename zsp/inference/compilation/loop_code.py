@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,12 +31,21 @@ VERSION = hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexd
 
 
 @contextmanager
-def loops_without_allocations() -> Iterator[None]:
-    """Have Inductor's calls on the CPU written by :class:`_Wrapper`."""
+def loops_without_allocations(given_away: Iterable[str]) -> Iterator[None]:
+    """Have Inductor's calls on the CPU written by :class:`_Wrapper`.
+
+    Args:
+        given_away: the names of arguments whose places loops may use for what they carry.
+    """
+
+    class Wrapper(_Wrapper):
+        pass
+
+    Wrapper.given_away = frozenset(given_away)
     registry.init_backend_registration()
     before = registry.device_codegens["cpu"]
     registry.device_codegens["cpu"] = registry.DeviceCodegen(
-        before.scheduling, before.wrapper_codegen, _Wrapper, before.fx_wrapper_codegen
+        before.scheduling, before.wrapper_codegen, Wrapper, before.fx_wrapper_codegen
     )
     try:
         yield
@@ -72,25 +81,40 @@ class _LoopEnds(_LoopBegins):
         self._wrapper.declarations.pop()
 
 
+class _Exchange(WrapperLine):
+    """The end of a step. Which of its results have taken the place of what was carried is known when it is written."""
+
+    def __init__(self, wrapper: _Wrapper, arguments: Sequence[str], moved: Sequence[tuple[str, str, str]]) -> None:
+        self._wrapper, self._arguments, self._moved = wrapper, arguments, moved
+
+    def codegen(self, code: IndentedBuffer) -> None:
+        self._wrapper.exchange(code, self._arguments, self._moved)
+
+
 class _Wrapper(CppWrapperCpu):
     """Writes a call as Inductor does, but for what is in a loop.
 
     Attributes:
+        given_away: see :func:`loops_without_allocations`.
         declarations: for each loop whose code is being written, what is declared before it.
     """
+
+    given_away: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         super().__init__()
         self.declarations: list[list[str]] = []
         self._kept: set[str] = set()
         self._in_place: set[str] = set()
+        self._successors: dict[str, str] = {}
+        self._written_over: dict[str, str] = {}
 
-    @staticmethod
+    @classmethod
     def create(
-        is_subgraph: bool, subgraph_name: str | None, parent_wrapper: Any, partition_signatures: Any = None
+        cls, is_subgraph: bool, subgraph_name: str | None, parent_wrapper: Any, partition_signatures: Any = None
     ) -> _Wrapper:
         """As Inductor asks for it."""
-        return _Wrapper()
+        return cls()
 
     def write_header(self) -> None:
         """What comes before the call: a handle that knows where the data of its tensor are, which do not move."""
@@ -113,17 +137,17 @@ class _Wrapper(CppWrapperCpu):
         carried = self._get_while_loop_carried_output_names(while_loop)
         changed = {name for out in while_loop.mutation_outputs for name in out.get_mutation_names()}
         for buffer, name in zip(while_loop.carried_inputs, carried, strict=True):
-            # what is carried is written over in the loop, so that it must not be the caller's
-            is_in_place = buffer.get_name() in changed
-            if is_in_place:
+            if buffer.get_name() in changed:
                 self._in_place.add(name)
-            function = "assign_tensors_out" if is_in_place else "clone"
+            # what is carried is written over in the loop
+            function = "assign_tensors_out" if buffer.get_name() in changed | self.given_away else "clone"
             self._write_handle(name, f"aoti_torch_{function}({buffer.codegen_reference()}, &{name}_handle)")
         same = [f"{carried[0]}_fixed_{i}" for i in range(len(while_loop.additional_inputs))]
         for buffer, name in zip(while_loop.additional_inputs, same, strict=True):
             self._write_handle(name, f"aoti_torch_new_tensor_handle({buffer.codegen_reference()}, &{name}_handle)")
         arguments = [*carried, *same]
         condition = while_loop.cond_subgraph
+        self._donate(while_loop.body_subgraph.graph, len(carried))
         self.writeline(_LoopBegins(self))
         self.writeline("while (true) {")
         for part, results in ((condition, []), (while_loop.body_subgraph, carried)):
@@ -135,6 +159,14 @@ class _Wrapper(CppWrapperCpu):
             self.writeline(ExitSubgraphLine(self))
         self.writeline("}")
         self.writeline(_LoopEnds(self))
+
+    def _donate(self, body: Any, n_carried: int) -> None:
+        """Have Inductor write what is carried next over what was carried, in the last operation that reads this."""
+        for name, result in zip(list(body.graph_inputs)[:n_carried], body.graph_outputs, strict=False):
+            value = body.graph_inputs_original[name]
+            if isinstance(value, ir.InputBuffer) and not isinstance(result, ir.ReinterpretView):
+                body.graph_inputs_original[name] = ir.DonatedBuffer(name=name, layout=value.layout)
+                self._successors[name] = result.get_name()
 
     def codegen_subgraph_prefix(self, subgraph: Any, outer_inputs: Sequence[str], outer_outputs: Sequence[str]) -> None:
         """Names for the arguments."""
@@ -148,21 +180,31 @@ class _Wrapper(CppWrapperCpu):
         """Exchange results for what was carried before."""
         arguments = list(subgraph.graph.graph_inputs)
         results = [result.codegen_reference() for result in subgraph.graph.graph_outputs]
-        times = Counter(results)
+        places = zip(outer_outputs, outer_inputs, arguments, results, strict=False)  # a condition has no outer outputs
+        moved = [
+            (outer, argument, result)
+            for outer, before, argument, result in places
+            # what is handed on as it was, or changed where it is, stays
+            if not (result == argument and outer == before) and outer not in self._in_place
+        ]
+        self.writeline(_Exchange(self, arguments, moved))
+
+    def exchange(self, code: IndentedBuffer, arguments: Sequence[str], moved: Sequence[tuple[str, str, str]]) -> None:
+        """The lines that hand results on, in the place of what was carried."""
+        times = Counter(result for _, _, result in moved)
         exchanged = []
-        for i, (outer, result) in enumerate(zip(outer_outputs, results, strict=False)):  # a condition has no outer ones
-            if i < len(arguments) and result == arguments[i] and outer == outer_inputs[i]:
-                continue  # handed on as it was
-            if outer in self._in_place:
-                continue  # changed where it is; the result may be a view of it, as with strides of another order
+        for outer, argument, result in moved:
+            if self._written_over.get(result) == argument:
+                continue
             # what a library has made has another kind of handle
             if result in arguments or times[result] > 1 or result not in self._kept:
-                name = f"{subgraph.name}_result_{i}"
-                self._write_handle(name, f"aoti_torch_clone({result}, &{name}_handle)")
+                name = f"{outer}_next"
+                for line in self._handle(name, f"aoti_torch_clone({result}, &{name}_handle)"):
+                    code.writeline(line)
                 result = name
-            exchanged.append((outer, result))
-        for outer, result in exchanged:
-            self.writeline(f"std::swap({outer}, {result});")
+            exchanged.append(f"std::swap({outer}, {result});")
+        for line in exchanged:
+            code.writeline(line)
 
     def codegen_tensor_item(self, dtype: torch.dtype, tensor: str, scalar: str, indented_buffer: Any = None) -> None:
         """The line that reads a number."""
@@ -176,9 +218,17 @@ class _Wrapper(CppWrapperCpu):
         return f"*static_cast<{DTYPE_TO_CPP[dtype]}*>({tensor}.data_ptr())"
 
     def _write_handle(self, name: str, call: str) -> None:
-        self.writeline(f"AtenTensorHandle {name}_handle;")
-        self.writeline(f"AOTI_TORCH_ERROR_CODE_CHECK({call});")
-        self.writeline(f"KeptTensor {name}({name}_handle);")
+        for line in self._handle(name, call):
+            self.writeline(line)
+
+    @staticmethod
+    def _handle(name: str, call: str) -> list[str]:
+        """The lines that make a handle by a call."""
+        return [
+            f"AtenTensorHandle {name}_handle;",
+            f"AOTI_TORCH_ERROR_CODE_CHECK({call});",
+            f"KeptTensor {name}({name}_handle);",
+        ]
 
     # -- the tensors of its steps -------------------------------------------------------------------------------------
 
@@ -213,6 +263,9 @@ class _Wrapper(CppWrapperCpu):
         Otherwise they would need a handle of their own for data that move when what is carried is exchanged.
         """
         results = [] if operation is None else operation.get_outputs()
+        name = input_buffer.get_name()
+        if name in self._successors and [result.get_name() for result in results] != [self._successors[name]]:
+            return False
         return super().can_reuse(input_buffer) and all(_look_same(input_buffer.node, result.node) for result in results)
 
     def make_buffer_reuse(self, old: Any, new: Any, delete_old: bool) -> str:
@@ -222,6 +275,7 @@ class _Wrapper(CppWrapperCpu):
         if not _look_same(old, new):
             return self.make_buffer_allocation(new)
         self._kept.add(new.get_name())
+        self._written_over[new.get_name()] = old.get_name()
         return f"auto& {new.get_name()} = {old.get_name()};"
 
 

@@ -43,7 +43,11 @@ def prepare(traced: Trace, is_closure_fixed: bool) -> list[Tensor]:
 
 
 def lower(
-    graph: torch.fx.GraphModule, examples: Sequence[Tensor], *, on_one_thread: bool = False
+    graph: torch.fx.GraphModule,
+    examples: Sequence[Tensor],
+    *,
+    on_one_thread: bool = False,
+    given_away: Sequence[str] = (),
 ) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     """The graph as Inductor's code.
 
@@ -51,16 +55,17 @@ def lower(
         graph: of ATen operations and loops.
         examples: its inputs.
         on_one_thread: whether what Inductor writes for the CPU runs on one thread, instead of on torch's.
+        given_away: the names of inputs whose places loops on the CPU may use for what they carry.
 
     Raises:
         CompileError: if it cannot be compiled here.
     """
     with explained():
-        return _lower(graph, examples, on_one_thread)
+        return _lower(graph, examples, on_one_thread, given_away)
 
 
 def _lower(
-    graph: torch.fx.GraphModule, examples: Sequence[Tensor], on_one_thread: bool
+    graph: torch.fx.GraphModule, examples: Sequence[Tensor], on_one_thread: bool, given_away: Sequence[str]
 ) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     import torch._inductor.config as config
     from torch._guards import TracingContext, tracing
@@ -90,7 +95,7 @@ def _lower(
         "cpp_wrapper_build_separate": on_cpu,  # calls need less optimisation than kernels: half of the time to compile
         # the parts of a loop are in the key under which its code is kept; so is what writes that code
         "unsafe_marked_cacheable_functions": {
-            "torch.ops.higher_order.while_loop": f"{loop_code.VERSION} {exponential_code.VERSION}"
+            "torch.ops.higher_order.while_loop": f"{loop_code.VERSION} {exponential_code.VERSION} {given_away}"
         },
     }
     with (
@@ -98,7 +103,7 @@ def _lower(
         config.patch(options),
         torch.no_grad(),
         quiet("torch._inductor"),
-        loop_code.loops_without_allocations() if on_cpu and loops else nullcontext(),
+        loop_code.loops_without_allocations(given_away) if on_cpu and loops else nullcontext(),
         exponential_code.exponentials_in_place(),
     ):
         return compile_fx_inner(graph, fakes, cpp_wrapper=on_cpu)  # type: ignore[return-value]

@@ -44,6 +44,18 @@ class Trace(NamedTuple):
         return sum(node.op == "call_function" for node in self.graph.graph.nodes)
 
     @property
+    def n_numbers(self) -> int:
+        """How many numbers it computes; those of a product of matrices count as often as they are added to."""
+        count = 0
+        for node in self.graph.graph.nodes:
+            value, schema = node.meta.get("val"), getattr(node.target, "_schema", None)
+            is_view = schema is not None and any(result.alias_info is not None for result in schema.returns)
+            if node.op == "call_function" and isinstance(value, Tensor) and not is_view:
+                is_product = node.target in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+                count += value.numel() * (node.args[0].meta["val"].shape[-1] if is_product else 1)
+        return count
+
+    @property
     def changed(self) -> list[int]:
         """The indices of those inputs of the graph that it changes in place, in the order in which it does."""
         inputs = [node for node in self.graph.graph.nodes if node.op == "placeholder"]

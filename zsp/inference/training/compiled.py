@@ -103,7 +103,7 @@ class CompiledSteps:
     # -- what is compiled ---------------------------------------------------------------------------------------------
 
     def _step_of(self, pick: Any) -> Any:
-        traced, update, groups = self._traced, self._update, self._optimizer.param_groups
+        traced, groups = self._traced, self._optimizer.param_groups
 
         def step(nothing: Any, inputs: Any, fixed: Any) -> tuple[Any, list[Tensor]]:
             (coefficients, of_batch), (values, constants, of_all_batches) = inputs, fixed
@@ -114,17 +114,31 @@ class CompiledSteps:
                 loss, metrics, gradients = traced(pick(of_all_batches, of_batch), parameters, constants)
                 is_finite = loss.isfinite()
                 for tensors, gradient, (i, bucket, _) in zip(now, gradients, self._layout, strict=True):
-                    parameter, *state = tensors
-                    given = tuple(coefficients[bucket].to(parameter.dtype).unbind())
-                    counter = [state.pop() + 1] if update.counts_steps else []
-                    new, new_state = update(groups[i], parameter, gradient, tuple(state), given)
-                    for value, changed in zip(tensors, [new, *new_state, *counter], strict=True):
-                        value.copy_(torch.where(is_finite, changed, value))
+                    new = self._updated(groups[i], tensors, gradient, coefficients[bucket], is_finite)
+                    for value, changed in zip(tensors, new, strict=True):
+                        value.copy_(changed)
                 for i, old in zip(traced.changed, before, strict=True):
                     constants[i].copy_(torch.where(is_finite, constants[i], old))
                 return nothing, [loss, *metrics]
 
         return step
+
+    def _updated(
+        self, group: Any, tensors: list[Tensor], gradient: Tensor, coefficients: Tensor, is_finite: Tensor
+    ) -> list[Tensor]:
+        """A parameter and its state after a step, as they were where the loss is not finite."""
+
+        def chosen(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(is_finite, new, old)
+
+        n_shaped = 1 + len(self._update.state_names(group))
+        (parameter, *state), counter = tensors[:n_shaped], tensors[n_shaped:]
+        given = tuple(coefficients.to(parameter.dtype).unbind())
+        new_state = self._update.new_state(group, parameter, gradient, tuple(state), given)
+        # the parameter comes from the state as it is kept, so that compiled code reads what was before once only
+        kept = tuple(chosen(new, old) for new, old in zip(new_state, state, strict=True))
+        new = self._update.new_parameter(group, parameter, gradient, kept, given)
+        return [chosen(new, parameter), *kept, *[chosen(count + 1, count) for count in counter]]
 
     def _split(self, values: list[Tensor]) -> list[list[Tensor]]:
         rest = iter(values)

@@ -42,10 +42,10 @@ class Update(ABC):
         """The numbers that an update needs at a step, counted from 1."""
 
     @abstractmethod
-    def __call__(
+    def new_state(
         self, group: Group, parameter: Tensor, gradient: Tensor, state: tuple[Tensor, ...], given: tuple[Number, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The new parameter and state.
+    ) -> tuple[Tensor, ...]:
+        """The state after a step.
 
         Args:
             group: the options that :meth:`variant` names.
@@ -54,6 +54,12 @@ class Update(ABC):
             state: the tensors that :meth:`state_names` names.
             given: the coefficients.
         """
+
+    @abstractmethod
+    def new_parameter(
+        self, group: Group, parameter: Tensor, gradient: Tensor, state: tuple[Tensor, ...], given: tuple[Number, ...]
+    ) -> Tensor:
+        """The parameter after a step; its arguments are those of :meth:`new_state`, but for the state, the new one."""
 
 
 class SGDUpdate(Update):
@@ -73,19 +79,29 @@ class SGDUpdate(Update):
     def coefficients(self, group: Group, step: float) -> tuple[float, ...]:
         return -float(group["lr"]), group["momentum"], 1 - group["dampening"], group["weight_decay"]
 
-    def __call__(
+    def new_state(
         self, group: Group, parameter: Tensor, gradient: Tensor, state: tuple[Tensor, ...], given: tuple[Number, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        minus_lr, momentum, of_gradient, weight_decay = given
+    ) -> tuple[Tensor, ...]:
+        if group["momentum"] == 0:
+            return ()
+        _, momentum, of_gradient, _ = given
+        return (_add(state[0] * momentum, self._direction(group, parameter, gradient, given), of_gradient),)
+
+    def new_parameter(
+        self, group: Group, parameter: Tensor, gradient: Tensor, state: tuple[Tensor, ...], given: tuple[Number, ...]
+    ) -> Tensor:
+        minus_lr, momentum, *_ = given
+        direction = self._direction(group, parameter, gradient, given)
+        if group["momentum"] != 0:
+            direction = _add(direction, state[0], momentum) if group["nesterov"] else state[0]
+        return _add(parameter, direction, minus_lr)
+
+    @staticmethod
+    def _direction(group: Group, parameter: Tensor, gradient: Tensor, given: tuple[Number, ...]) -> Tensor:
+        """The gradient of what is minimised, the penalty of the weights included."""
         if group["maximize"]:
             gradient = -gradient
-        if group["weight_decay"] != 0:
-            gradient = _add(gradient, parameter, weight_decay)
-        if group["momentum"] != 0:
-            buffer = _add(state[0] * momentum, gradient, of_gradient)
-            gradient = _add(gradient, buffer, momentum) if group["nesterov"] else buffer
-            state = (buffer,)
-        return _add(parameter, gradient, minus_lr), state
+        return _add(gradient, parameter, given[3]) if group["weight_decay"] != 0 else gradient
 
 
 class AdamUpdate(Update):
@@ -115,25 +131,27 @@ class AdamUpdate(Update):
             -float(lr / (1 - beta1**step)),
         )
 
-    def __call__(
+    def new_state(
         self, group: Group, parameter: Tensor, gradient: Tensor, state: tuple[Tensor, ...], given: tuple[Number, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        decay, of_gradient, beta2, of_square, root_of_correction, eps, minus_step_size = given
+    ) -> tuple[Tensor, ...]:
+        decay, of_gradient, beta2, of_square, *_ = given
         mean, square, *largest = state
         if group["maximize"]:
             gradient = -gradient
-        if group["weight_decay"] != 0:
-            if group["decoupled_weight_decay"]:
-                parameter = parameter * decay
-            else:
-                gradient = _add(gradient, parameter, decay)
+        if group["weight_decay"] != 0 and not group["decoupled_weight_decay"]:
+            gradient = _add(gradient, parameter, decay)
         mean = _lerp(mean, gradient, of_gradient)
         square = _addcmul(square * beta2, gradient, gradient, of_square)
-        if largest:
-            largest = [torch.maximum(largest[0], square)]
-        root = (largest[0] if largest else square).sqrt()
-        parameter = _addcdiv(parameter, mean, _divide(root, root_of_correction) + eps, minus_step_size)
-        return parameter, (mean, square, *largest)
+        return (mean, square, *[torch.maximum(before, square) for before in largest])
+
+    def new_parameter(
+        self, group: Group, parameter: Tensor, gradient: Tensor, state: tuple[Tensor, ...], given: tuple[Number, ...]
+    ) -> Tensor:
+        decay, _, _, _, root_of_correction, eps, minus_step_size = given
+        mean, *squares = state
+        if group["weight_decay"] != 0 and group["decoupled_weight_decay"]:
+            parameter = parameter * decay
+        return _addcdiv(parameter, mean, _divide(squares[-1].sqrt(), root_of_correction) + eps, minus_step_size)
 
 
 _UPDATES: dict[type, Update] = {
