@@ -9,8 +9,9 @@ n times, accepted with probability :math:`\min(1, e^{H(q, p) - H(q', p')})` (Nea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,6 +92,7 @@ class HMC(Kernel):
     mass_collect_iters: int = 10
     mass_decay: float = 0.99
     jitter: float = 0.0
+    chain_axes: ClassVar[Mapping[str, int | None]] = {}
 
     def __post_init__(self) -> None:
         require_options(self)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import numpy
 import torch
@@ -31,6 +31,7 @@ __all__ = [
     "Density",
     "Kernel",
     "KernelState",
+    "Rows",
     "Transitions",
     "Tuning",
     "require_mass_options",
@@ -126,6 +127,28 @@ class Transitions(NamedTuple):
     force: Array  # [chain, D], the gradient there, pulled by the metric
     info: Any  # the kernel's named tuple of what it reports, each [chain]
 
+    def rows(self) -> Rows:
+        """Of several steps, [step, chain, ...], those that ended."""
+        made = self
+        if library(self.is_done) is torch and self.is_done.device.type == "cpu":
+            made = to_numpy(self)  # indexing a few numbers takes numpy a tenth of torch's time
+        xp = library(made.is_done)
+        step, chain = xp.where(made.is_done)
+        number = xp.cumsum(made.is_done, 0)[step, chain] - 1
+        position, force, info = tree_map(lambda leaf: leaf[step, chain], (made.position, made.force, made.info))
+        rows: Rows = to_torch(Rows(chain, number, position, force, info))
+        return rows
+
+
+class Rows(NamedTuple):
+    """Transitions of several steps, a row each; those of a chain in their order."""
+
+    chain: Array  # [row]
+    number: Array  # [row], of the chain's transitions among these, from 0
+    position: Array  # [row, D]
+    force: Array
+    info: Any  # each [row]
+
 
 class Moments(NamedTuple):
     """Exponentially weighted means and variances, pooled over chains; [D] and the number of updates []."""
@@ -165,6 +188,9 @@ class Kernel(ABC):
     adapt_step_size: bool = True
     mass_collect_iters: int = 10
     mass_decay: float = 0.99
+    chain_axes: ClassVar[Mapping[str, int | None] | None] = None
+    """The axis of the chains in those fields of the state where it is not the first, None where all chains have the
+    same. None in place of the mapping: the chains see each other, and cannot be advanced apart."""
 
     @property
     def adapts_mass(self) -> bool:

@@ -60,6 +60,9 @@ def mcmc(
     In the warm-up, step sizes are adapted for each chain and the mass matrix from the draws of all chains together, in
     windows (Stan's schedule); a chain that is faster than the others goes on meanwhile. Then both stay as they are.
 
+    On a CPU, where a gradient of all chains takes long, torch's threads have chains of their own with NUTS and HMC, in
+    equal parts of at least eight.
+
     The stochastic-gradient kernels (:class:`zsp.SGLD`, :class:`zsp.PSGLD`, :class:`zsp.SGHMC`, :class:`zsp.SGNHT`) take
     one mini-batch a step, all chains the same::
 
@@ -80,7 +83,7 @@ def mcmc(
         n_samples: draws that are kept of every chain.
         n_warmup: transitions of every chain before them, at least.
         n_chains: number of chains.
-        seed: of all random numbers; the same seed gives the same draws on the same machine.
+        seed: of all random numbers; the same seed gives the same draws on the same machine with as many threads.
         init: latent name -> where the chains begin, [chain, \*shape], constrained; default uniform(-2, 2) in the
             unconstrained space.
         latents: names to sample, default every unobserved stochastic node; for a callable a dict of example tensors,

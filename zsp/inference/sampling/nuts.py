@@ -21,8 +21,9 @@ is complete is rejected at once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,6 +121,9 @@ class NUTS(Kernel):
     mass_estimate: str = "gradients"
     step_size: float = 1.0
     adapt_step_size: bool = True
+    chain_axes: ClassVar[Mapping[str, int | None]] = {
+        "checkpoint_sum": 1, "checkpoint_first": 1, "checkpoint_previous": 1, "table": None
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         require_options(self)

@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from zsp.inference.draws import Deferred, Draws
 from zsp.inference.log_density import LogDensity
 from zsp.inference.sampling import metric as metrics
-from zsp.inference.sampling.arrays import library, to_numpy, to_torch
+from zsp.inference.sampling.arrays import library, to_numpy
 from zsp.inference.sampling.beginning import find_beginning
 from zsp.inference.sampling.checkpoint import read_checkpoint, write_checkpoint
-from zsp.inference.sampling.kernel import Density, Kernel, Transitions, Tuning
+from zsp.inference.sampling.kernel import Density, Kernel, Rows, Tuning
 from zsp.inference.sampling.metric import Metric, Moments, estimate_metric, unit_metric
 from zsp.inference.sampling.runner import Runner, choose_block
 from zsp.inference.sampling.store import Store
@@ -139,48 +139,46 @@ class Run:
         n_steps, n_trajectories = choose_block(
             window.length - int(n_made), int(n_made), int(most_made), self._n_steps, self._runner.most_steps
         )
-        rows: list[Transitions] = []
+        made: list[Rows] = []
         n_ended = torch.zeros_like(self._count)
         try:
             with torch.no_grad():
                 parts = self._runner.block(self._state, like, tuning, n_steps, n_trajectories)
-                for state, ended, n_part in parts:
+                for state, rows, n_part in parts:
                     self._state = state
                     self._n_steps += n_part
-                    if ended is not None:
-                        rows.append(ended)
-                        n_ended = n_ended + ended.is_done.sum(0)
+                    if rows is not None:
+                        made.append(rows._replace(number=rows.number + n_ended[rows.chain]))
+                        n_ended = n_ended + rows.chain.bincount(minlength=self._n_chains)
                     self._show(bar)
                     bar.update(self._n_made(n_ended) - bar.n)
         finally:  # also what was made when it is interrupted
-            if rows:
-                self._take(tree_map(lambda *parts: torch.cat(parts), *rows), window, is_warmup)
+            if made:
+                all_rows = made[0] if len(made) == 1 else tree_map(lambda *parts: torch.cat(parts), *made)
+                self._take(all_rows, n_ended, window, is_warmup)
         self._show(bar)
         if int(self._count.min()) >= window.length:
             self._end_window(window)
 
-    def _take(self, ended: Transitions, window: Window, is_warmup: bool) -> None:
+    def _take(self, made: Rows, n_ended: Tensor, window: Window, is_warmup: bool) -> None:
+        """Store transitions, of which each chain has made so many."""
+        if self._moments is not None:
+            self._moments.add(made.position, self._metric.unpull(made.force))
+        is_last = made.number == n_ended[made.chain] - 1
+        last = self._position.index_copy(0, made.chain[is_last], made.position[is_last])
         count = self._count
         if count.device.type == "cpu":  # indexing a few numbers takes numpy a tenth of torch's time
-            ended, count = to_numpy((ended, count))
-        xp = library(count)
-        step, chain = xp.where(ended.is_done)
-        number = count[chain] + xp.cumsum(ended.is_done, 0)[step, chain] - 1
-        if self._moments is not None:
-            draws, forces = to_torch((ended.position[step, chain], ended.force[step, chain]))
-            self._moments.add(draws, self._metric.unpull(forces))
+            made, count = to_numpy((made, count))
+        number = count[made.chain] + made.number
         if not is_warmup:
-            self._draws.add(number, step, chain, ended)
-            self._n_divergent += int((ended.info.is_divergent[step, chain] != 0).sum())
+            self._draws.add(number, made)
+            self._n_divergent += int((made.info.is_divergent != 0).sum())
         elif self._warmup is not None:
             before = sum(w.length for w in self._windows[: self._window])
-            self._warmup.add(xp.where(number < window.length, number + before, -1), step, chain, ended)
-        is_last = number == (count + ended.is_done.sum(0) - 1)[chain]
-        step, chain = step[is_last], chain[is_last]
-        position, step, chain = to_torch((ended.position[step, chain], step, chain))
-        self._position = self._position.index_copy(0, chain, position)
+            self._warmup.add(library(number).where(number < window.length, number + before, -1), made)
+        self._position = last
         # last, so that an interrupt finds nothing counted that is not stored
-        self._count = self._count + to_torch(ended.is_done).sum(0)
+        self._count = self._count + n_ended
 
     def _end_window(self, window: Window) -> None:
         self._window += 1

@@ -15,8 +15,10 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from zsp.inference.compilation.compiled_loop import CompiledLoop
 from zsp.inference.compilation.errors import CompileError
+from zsp.inference.compilation.tracing import trace
 from zsp.inference.sampling.arrays import to_numpy, to_torch
-from zsp.inference.sampling.kernel import Density, Kernel, Momenta, Transitions, Tuning
+from zsp.inference.sampling.kernel import Density, Kernel, Momenta, Rows, Transitions, Tuning
+from zsp.inference.sampling.side_by_side import Block, Parts, SideBySide, number_of_parts, together
 
 __all__ = ["Runner", "choose_block"]
 
@@ -27,6 +29,10 @@ it would hold more numbers than that in an array of positions."""
 MOST_TRANSITIONS = 64
 """Transitions of a block, about: after them a checkpoint may be written. The random numbers of a block are drawn at its
 beginning and its draws taken at its end, so that what they are does not depend on the time that they take."""
+
+FOR_SIDE_BY_SIDE = 2**21
+"""Numbers that a gradient of all chains computes, in some 100 us, below which chains side by side on threads gain
+nothing."""
 
 LONGEST_CALL = 0.5
 """Seconds of a part of a block, about, unless a single step takes longer."""
@@ -73,12 +79,12 @@ class Runner:
         self.is_compiled = is_compiled
         self.compile_seconds = 0.0
         self._is_traced = False
-        self._loops: dict[Any, CompiledLoop] = {}
+        self._blocks: dict[Any, Block] = {}
         self._steps_per_call = 1
 
     def block(
         self, state: Any, position: Tensor, tuning: Tuning, n_steps: int, n_trajectories: int
-    ) -> Iterator[tuple[Any, Transitions | None, int]]:
+    ) -> Iterator[tuple[Any, Rows | None, int]]:
         """A block of steps, in parts that take less than a second; to be gone through without gradients.
 
         Args:
@@ -90,8 +96,8 @@ class Runner:
                 has begun so many. On a GPU, which would have to wait for that to be known, as many as there are steps.
 
         Yields:
-            After each part the new state; what ended in the part, with a leading axis of steps, None if nothing did;
-            and the number of its steps.
+            After each part the new state; the transitions that ended in it, None if none did; and the number of its
+            steps.
         """
         noise = self._kernel.draw_noise(n_steps, position, self._generator)
         if position.device.type != "cpu":
@@ -100,15 +106,15 @@ class Runner:
         if momenta:
             state = state._replace(n_begun=0 * state.n_begun)
             tuning = tuning._replace(momenta=momenta)
-        loop = self._loop(state, noise, tuning) if self.is_compiled else None
-        if loop is not None:
-            return self._compiled_parts(loop, state, noise, tuning)
+        block = self._block(state, noise, tuning, position) if self.is_compiled else None
+        if block is not None:
+            return self._compiled_parts(block, state, noise, tuning)
         if not self._is_traced:
             self._is_traced = True
             self._density.trace(position)
         return self._eager_parts(state, noise, tuning)
 
-    def _eager_parts(self, state: Any, noise: Any, tuning: Tuning) -> Iterator[tuple[Any, Transitions | None, int]]:
+    def _eager_parts(self, state: Any, noise: Any, tuning: Tuning) -> Iterator[tuple[Any, Rows | None, int]]:
         leaves, structure = tree_flatten(noise)
         on_cpu = leaves[0].device.type == "cpu"
         if on_cpu:
@@ -119,11 +125,8 @@ class Runner:
         while n_left:
             state, rows, n_made = self._eager_part(state, steps[-n_left:], tuning)
             n_left = n_left - n_made if _may_go_on(state, tuning) else 0
-            ended = tree_map(lambda *parts: stack(parts), *rows) if rows else None
-            made = (state, ended)
-            if on_cpu:
-                made = to_torch((tree_map(numpy.asarray, state), ended))
-            yield *made, n_made
+            ended = tree_map(lambda *parts: stack(parts), *rows).rows() if rows else None
+            yield to_torch(tree_map(numpy.asarray, state)) if on_cpu else state, ended, n_made
 
     def _eager_part(self, state: Any, steps: list[Any], tuning: Tuning) -> tuple[Any, list[Transitions], int]:
         """Some of the steps: the state, what ended, and how many they are."""
@@ -142,24 +145,14 @@ class Runner:
                     break
         return state, rows, n_made
 
-    def _loop(self, state: Any, noise: Any, tuning: Tuning) -> CompiledLoop | None:
+    def _block(self, state: Any, noise: Any, tuning: Tuning, position: Tensor) -> Block | None:
         """The compiled block for a metric of this kind."""
         leaves, structure = tree_flatten(tuning.metric)
         kind = structure, *[leaf.shape for leaf in leaves]
-        if kind not in self._loops:
+        if kind not in self._blocks:
             start = time.perf_counter()
-            goes_on = None
-            if tuning.momenta:
-                values = tuning.momenta.values
-                if values.device.type == "cpu":
-                    goes_on = _may_go_on
-                most = Momenta.of(values.new_empty(self.most_steps, *values.shape[1:]))
-                tuning = tuning._replace(momenta=most)
             try:
-                self._loops[kind] = CompiledLoop(
-                    lambda *arguments: self._kernel.advance(self._density, *arguments), self.most_steps, state,
-                    tree_map(lambda leaf: leaf[0], noise), tuning, goes_on=goes_on, is_closure_fixed=True,
-                )  # fmt: skip
+                self._blocks[kind] = self._compile(state, noise, tuning, position)
             except CompileError as error:
                 warnings.warn(
                     f"zsp.mcmc runs without compiled code, since the log density cannot be compiled: {error}. "
@@ -170,19 +163,50 @@ class Runner:
                 return None
             finally:
                 self.compile_seconds += time.perf_counter() - start
-        return self._loops[kind]
+        return self._blocks[kind]
+
+    def _compile(self, state: Any, noise: Any, tuning: Tuning, position: Tensor) -> Block:
+        goes_on = None
+        if tuning.momenta:
+            values = tuning.momenta.values
+            if values.device.type == "cpu":
+                goes_on = _may_go_on
+            most = Momenta.of(values.new_empty(self.most_steps, *values.shape[1:]))
+            tuning = tuning._replace(momenta=most)
+        arguments = (state, tree_map(lambda leaf: leaf[0], noise), tuning)
+        n_parts = self._choose_parts(position)
+        if n_parts == 1:
+            return together(self._compile_loop(arguments, goes_on))
+        parts = Parts(n_parts, self._kernel.chain_axes or {})
+        of_one = (parts.of_state(state)[0], parts.of_chains(arguments[1], 0)[0], parts.of_tuning(tuning)[0])
+        return SideBySide(self._compile_loop(of_one, goes_on, on_one_thread=True), parts)
+
+    def _compile_loop(self, arguments: tuple[Any, Any, Tuning], goes_on: Any, **options: Any) -> CompiledLoop:
+        return CompiledLoop(
+            lambda *given: self._kernel.advance(self._density, *given), self.most_steps, *arguments,
+            goes_on=goes_on, is_closure_fixed=True, **options,
+        )  # fmt: skip
+
+    def _choose_parts(self, position: Tensor) -> int:
+        """Into how many parts to divide the chains, each on a thread of its own."""
+        n_parts = number_of_parts(len(position), torch.get_num_threads())
+        if position.device.type != "cpu" or self._kernel.chain_axes is None or n_parts == 1:
+            return 1
+        if trace(self._density, position).n_numbers < FOR_SIDE_BY_SIDE:
+            return 1
+        self._density(position[: len(position) // n_parts])  # finds out how the model runs over so many chains
+        return n_parts
 
     def _compiled_parts(
-        self, loop: CompiledLoop, state: Any, noise: Any, tuning: Tuning
-    ) -> Iterator[tuple[Any, Transitions, int]]:
+        self, block: Block, state: Any, noise: Any, tuning: Tuning
+    ) -> Iterator[tuple[Any, Rows, int]]:
         """A call each: an interrupt waits for its end."""
         leaves, structure = tree_flatten(noise)
         n_steps, is_over = 0, False
         while not is_over:
             start = time.monotonic()
             part = [leaf[n_steps : n_steps + self._steps_per_call] for leaf in leaves]
-            state, ended = loop(state, tree_unflatten(part, structure), tuning)
-            n_made = len(ended.is_done)
+            state, rows, n_made = block(state, tree_unflatten(part, structure), tuning)
             n_steps += n_made
             is_over = n_steps == len(leaves[0]) or not _may_go_on(state, tuning)
             seconds = time.monotonic() - start
@@ -190,7 +214,7 @@ class Runner:
                 self._steps_per_call = min(2 * self._steps_per_call, self.most_steps)
             elif seconds > LONGEST_CALL:
                 self._steps_per_call = max(self._steps_per_call // 2, 1)
-            yield state, ended, n_made
+            yield state, rows, n_made
 
 
 def _may_go_on(state: Any, tuning: Tuning) -> Any:

@@ -6,7 +6,7 @@ import numpy
 from torch import Tensor
 
 from zsp.inference.sampling.arrays import Array, library, to_torch
-from zsp.inference.sampling.kernel import Transitions
+from zsp.inference.sampling.kernel import Rows
 
 __all__ = ["Store"]
 
@@ -18,14 +18,12 @@ class Store:
         self._n_chains, self._n_draws, self._thin = n_chains, n_draws, thin
         self.rows: dict[str, Tensor] = {}
 
-    def add(self, number: Array, step: Array, chain: Array, ended: Transitions) -> None:
-        """Keep transitions of a block: each of a chain that made it in a step, and numbered in its chain from 0."""
+    def add(self, number: Array, made: Rows) -> None:
+        """Keep transitions, each numbered in its chain from 0."""
         is_kept = (number >= 0) & (number < self._n_draws * self._thin) & (number % self._thin == self._thin - 1)
-        number, step, chain = number[is_kept], step[is_kept], chain[is_kept]
-        slot = number // self._thin
-        for name, values in {"position": ended.position, **ended.info._asdict()}.items():
+        slot, chain = number[is_kept] // self._thin, made.chain[is_kept]
+        for name, values in {"position": made.position, **made.info._asdict()}.items():
             if name not in self.rows:
-                shape = (self._n_chains, self._n_draws, *values.shape[2:])
-                self.rows[name] = to_torch(values).new_zeros(shape)
+                self.rows[name] = to_torch(values).new_zeros((self._n_chains, self._n_draws, *values.shape[1:]))
             rows = self.rows[name]
-            (rows.numpy() if library(values) is numpy else rows)[chain, slot] = values[step, chain]
+            (rows.numpy() if library(values) is numpy else rows)[chain, slot] = values[is_kept]
