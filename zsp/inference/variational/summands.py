@@ -67,27 +67,28 @@ def summands_of(
         log_p: the model's log joint.
         divergence: how each latent's part is weighed.
     """
-    q_terms = scaled_terms(variational) if is_sum_of_terms(variational) else {"": variational.log_joint()}
     if bn is None or not is_sum_of_terms(bn) or not is_sum_of_terms(variational):
         if not divergence.is_plain:
             raise ValueError(
                 "analytic_kl, kl_weight and free_bits need log p as a sum over nodes, but the model is a callable or "
                 "has a log_joint of its own. Weigh the terms there instead."
             )
+        q_terms = scaled_terms(variational) if is_sum_of_terms(variational) else {"": variational.log_joint()}
         parts = [Summand("log_p", "", log_p)]
         return parts + [Summand("log_q", name, -term) for name, term in q_terms.items()]
-    p_terms = scaled_terms(bn)
-    summands = [Summand("log_p", name, term) for name, term in p_terms.items() if name not in q_terms]
-    for name, log_q in q_terms.items():
+    p_terms, q_terms = scaled_terms(bn), scaled_terms(variational, without=divergence.analytic)
+    latents = [node.name for node in variational._stochastic_nodes() if node.name not in variational._excluded]
+    summands = [Summand("log_p", name, term) for name, term in p_terms.items() if name not in latents]
+    for name in latents:
         if name in divergence.analytic:
             parts = [Summand("kl", name, -divergence.analytic[name])]
         else:
-            parts = [Summand("log_q", name, -log_q)]
+            parts = [Summand("log_q", name, -q_terms[name])]
             parts += [Summand("log_p", name, p_terms[name])] if name in p_terms else []
         if divergence.free_bits:
             parts = _with_free_bits(parts, divergence.free_bits * scale_of(variational, name), name)
         summands += parts
-    return _weighted(summands, divergence.weight, set(q_terms), log_p.shape)
+    return _weighted(summands, divergence.weight, set(latents), log_p.shape)
 
 
 def total_of(values: Iterable[Tensor], like: Tensor) -> Tensor:

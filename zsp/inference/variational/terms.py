@@ -7,7 +7,7 @@ r"""The pieces of a variational objective by node: what each adds to log p and t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 from torch import Tensor
@@ -60,9 +60,14 @@ def is_sum_of_terms(bn: BayesianNet | None) -> bool:
     return bn is not None and bn._custom_log_joint is None
 
 
-def scaled_terms(bn: BayesianNet) -> dict[str, Tensor]:
-    """Node name -> log probability, scaled by its ``total_size``: the summands of ``bn.log_joint()``."""
-    nodes = [node for node in bn._stochastic_nodes() if node.name not in bn._excluded]
+def scaled_terms(bn: BayesianNet, without: Container[str] = ()) -> dict[str, Tensor]:
+    """Node name -> log probability, scaled by its ``total_size``: the summands of ``bn.log_joint()``.
+
+    Args:
+        bn: the executed net.
+        without: names of nodes whose log probabilities are not needed.
+    """
+    nodes = [node for node in bn._stochastic_nodes() if node.name not in bn._excluded and node.name not in without]
     terms = {node.name: bn._log_prob(node) for node in nodes}
     if not bn._is_scaled:
         return terms
