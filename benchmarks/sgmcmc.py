@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import zsp
 from benchmarks.timing import Benchmark, Options, Row, compare, interleave, main
 from zsp.inference.log_density import LogDensity
+from zsp.inference.sampling.base_run import Plan
 from zsp.inference.sampling.stochastic.kernel import StochasticGradientKernel
 from zsp.inference.sampling.stochastic.minibatches import minibatches_of
 from zsp.inference.sampling.stochastic.run import StochasticRun
@@ -75,10 +76,11 @@ def zsp_run(kernel: StochasticGradientKernel, n_chains: int, compile: bool) -> S
     x, y = data()
     minibatches = minibatches_of({"x": x, "y": y}, BATCH, torch.Generator().manual_seed(0))
     log_density = LogDensity(network(), minibatches.example).prepare(n_chains)
-    return StochasticRun(
-        log_density, kernel, minibatches, None, n_samples=100, n_warmup=0, n_chains=n_chains, seed=0,
-        init=beginning(n_chains), thin=10**9, keep_warmup=False, compile=compile,
+    plan = Plan(
+        n_samples=100, n_warmup=0, n_chains=n_chains, seed=0, init=beginning(n_chains), thin=10**9, keep_warmup=False,
+        compile=compile,
     )  # fmt: skip
+    return StochasticRun(log_density, kernel, minibatches, plan)
 
 
 def zsp_steps(kernel: StochasticGradientKernel, n_chains: int, compile: bool) -> Steps:

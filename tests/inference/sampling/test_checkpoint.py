@@ -12,6 +12,7 @@ import torch
 
 import zsp
 from tests.inference.sampling.test_mcmc import DATA, interrupt_after, same, sample
+from zsp.inference.sampling import base_run
 from zsp.inference.sampling import checkpoint as checkpoints
 from zsp.inference.sampling.checkpoint import read_checkpoint, write_checkpoint
 from zsp.inference.sampling.runner import Runner
@@ -64,14 +65,12 @@ def test_a_checkpoint_changes_nothing_and_leaves_one_file(tmp_path):
 
 def test_checkpoints_are_written_as_often_as_asked(tmp_path, monkeypatch):
     made = []
-    write = zsp.inference.sampling.run.write_checkpoint
-    assert write is write_checkpoint
 
     def counting(path, content):
         made.append(int(content["count"].min()))
-        write(path, content)
+        write_checkpoint(path, content)
 
-    monkeypatch.setattr("zsp.inference.sampling.run.write_checkpoint", counting)
+    monkeypatch.setattr(base_run, "write_checkpoint", counting)
     options = {"n_warmup": 0, "n_samples": 600, "kernel": zsp.HMC(step_size=0.1), "checkpoint": tmp_path / "run.pt"}
     sample(**options, checkpoint_every=150)
     assert made == [192, 384, 576], "blocks of 64 transitions, at least 150 of them between two"

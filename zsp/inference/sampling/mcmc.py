@@ -11,6 +11,7 @@ from torch.distributions.constraints import Constraint
 
 from zsp.inference.draws import Draws
 from zsp.inference.log_density import LogDensity
+from zsp.inference.sampling.base_run import Plan, Saving
 from zsp.inference.sampling.kernel import Kernel
 from zsp.inference.sampling.run import Run
 from zsp.inference.sampling.stochastic.kernel import StochasticGradientKernel
@@ -19,9 +20,6 @@ from zsp.inference.sampling.stochastic.running import RunningPredictions
 from zsp.inference.variational.objective import LogJoint
 
 __all__ = ["mcmc"]
-
-COMPILED_FROM = 1000
-"""Transitions of a run from which on compiling it pays."""
 
 
 def mcmc(
@@ -125,22 +123,19 @@ def mcmc(
         raise ValueError("resume=True needs the checkpoint file to go on from: checkpoint=path.")
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile must be True, False or 'auto', got {compile!r}.")
+    plan = Plan(n_samples, n_warmup, n_chains, seed, init, thin, keep_warmup, compile)
+    saving = Saving(checkpoint, checkpoint_every, resume)
     if isinstance(kernel, StochasticGradientKernel):
         return sample_with_minibatches(
-            meta_bn, observed, kernel=kernel, batch_size=batch_size, predict=predict,
-            control_variates=control_variates, n_samples=n_samples, n_warmup=n_warmup, n_chains=n_chains, seed=seed,
-            init=init, latents=latents, supports=supports, thin=thin, keep_warmup=keep_warmup, checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every, resume=resume, progress=progress, compile=compile,
+            meta_bn, observed, kernel, plan, saving, batch_size=batch_size, predict=predict,
+            control_variates=control_variates, latents=latents, supports=supports, progress=progress,
         )  # fmt: skip
     observed = _require_all_data(
         kernel, observed, batch_size=batch_size, predict=predict, control_variates=control_variates
     )
     log_density = LogDensity(meta_bn, observed, latents=latents, supports=supports)
-    is_compiled = n_warmup + n_samples * thin >= COMPILED_FROM if compile == "auto" else bool(compile)
-    run = Run(
-        log_density.prepare(n_chains), kernel, n_samples, n_warmup, n_chains, seed, init, thin, keep_warmup, is_compiled
-    )
-    run.sample(checkpoint, checkpoint_every, resume, progress)
+    run = Run(log_density.prepare(n_chains), kernel, plan)
+    run.sample(saving, progress)
     draws = run.draws(observed)
     draws.warn(stacklevel=3)
     return draws

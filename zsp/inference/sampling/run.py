@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,8 +15,8 @@ from zsp.inference.draws import Deferred, Draws
 from zsp.inference.log_density import LogDensity
 from zsp.inference.sampling import metric as metrics
 from zsp.inference.sampling.arrays import library, to_numpy
+from zsp.inference.sampling.base_run import BaseRun, Plan
 from zsp.inference.sampling.beginning import find_beginning
-from zsp.inference.sampling.checkpoint import read_checkpoint, write_checkpoint
 from zsp.inference.sampling.kernel import Density, Kernel, Rows, Tuning
 from zsp.inference.sampling.metric import Metric, Moments, estimate_metric, unit_metric
 from zsp.inference.sampling.runner import Runner, choose_block
@@ -27,43 +25,34 @@ from zsp.inference.sampling.warmup import Window, schedule
 
 __all__ = ["Run"]
 
+COMPILED_FROM = 1000
+"""Transitions of a run from which on compiling it pays."""
+
 CHUNK = 2_000_000
 """Numbers of draws that are mapped to the constrained space at a time."""
 
 
-class Run:
-    """One run of :func:`zsp.mcmc`: what a checkpoint holds, and how it goes on."""
+class Run(BaseRun):
+    """One run of a kernel that takes all data in every step."""
 
-    def __init__(
-        self,
-        log_density: LogDensity,
-        kernel: Kernel,
-        n_samples: int,
-        n_warmup: int,
-        n_chains: int,
-        seed: int,
-        init: Mapping[str, Any] | None,
-        thin: int,
-        keep_warmup: bool,
-        is_compiled: bool,
-    ) -> None:
+    def __init__(self, log_density: LogDensity, kernel: Kernel, plan: Plan) -> None:
+        n_chains, n_warmup = plan.n_chains, plan.n_warmup
+        n_transitions = plan.n_samples * plan.thin
+        is_compiled = plan.is_compiled(n_warmup + n_transitions, COMPILED_FROM)
         self._log_density = log_density
         self._kernel = kernel
         self._n_chains = n_chains
-        self._generator = torch.Generator(log_density.device).manual_seed(seed)
+        self._generator = torch.Generator(log_density.device).manual_seed(plan.seed)
         self._density = Density(log_density)
         n_numbers = n_chains * log_density.n_dims
         self._runner = Runner(kernel, self._density, self._generator, n_numbers, is_compiled)
-        self._windows = [*schedule(n_warmup, kernel.adapts_mass), Window(n_samples * thin, estimates_mass=False)]
-        self._n_draws = (sum(window.length for window in self._windows[:-1]), n_samples)
-        self._warmup = Store(n_chains, self._n_draws[0], 1) if keep_warmup else None
-        self._draws = Store(n_chains, n_samples, thin)
-        self._identity = {
-            "kernel": repr(kernel), "n_samples": n_samples, "n_warmup": n_warmup, "n_chains": n_chains, "seed": seed,
-            "thin": thin, "keep_warmup": keep_warmup, "is_compiled": is_compiled,
-            "latents": {name: list(shape) for name, shape in log_density.shapes.items()},
-        }  # fmt: skip
-        self._position = find_beginning(log_density, self._density, n_chains, init, self._generator)
+        self._windows = [*schedule(n_warmup, kernel.adapts_mass), Window(n_transitions, estimates_mass=False)]
+        self._n_total = sum(window.length for window in self._windows)
+        self._n_draws = (self._n_total - n_transitions, plan.n_samples)
+        self._warmup = Store(n_chains, self._n_draws[0], 1) if plan.keep_warmup else None
+        self._draws = Store(n_chains, plan.n_samples, plan.thin)
+        self._identity = plan.identity(repr(kernel), log_density, is_compiled)
+        self._position = find_beginning(log_density, self._density, n_chains, plan.init, self._generator)
         self._first_log_density = self._density(self._position)[0]
         self._metric: Metric = unit_metric(
             kernel.mass_matrix if kernel.adapts_mass else "identity", self._position
@@ -99,24 +88,7 @@ class Run:
 
     # -- going on ---------------------------------------------------------------------------------------------------
 
-    def sample(
-        self, checkpoint: str | os.PathLike[str] | None, checkpoint_every: int, resume: bool, progress: bool
-    ) -> None:
-        """Go on to the end."""
-        if checkpoint is not None and resume and os.path.exists(checkpoint):
-            self._load(read_checkpoint(checkpoint, self._identity, self._first_log_density))
-        written = self._n_made()
-        with self._bar(progress) as bar:
-            try:
-                while self._window < len(self._windows):
-                    self._timed_block(bar)
-                    if checkpoint is not None and self._n_made() - written >= checkpoint_every:
-                        written = self._n_made()
-                        write_checkpoint(checkpoint, self._content())
-            except KeyboardInterrupt:
-                self._interrupt()
-
-    def _timed_block(self, bar: Any) -> None:
+    def _go_on(self, bar: Any) -> None:
         """A block of steps, and how long it took, without what was compiled for it."""
         part = "warmup" if self._window < len(self._windows) - 1 else "sampling"
         start, compiled_before = time.perf_counter(), self._runner.compile_seconds
@@ -202,10 +174,15 @@ class Run:
         if window.estimates_mass or self._window == len(self._windows) - 1:
             self._begin(step_size)
 
+    @property
+    def n_made(self) -> int:
+        """Transitions that the slowest chain has made."""
+        return self._n_made()
+
     def _n_made(self, n_ended: Tensor | int = 0) -> int:
-        """Transitions that the slowest chain has made, if so many have ended that are not taken yet."""
+        """The same, if so many have ended in each chain that are not taken yet."""
         if self._window == len(self._windows):
-            return sum(window.length for window in self._windows)
+            return self._n_total
         done = sum(window.length for window in self._windows[: self._window])
         return done + min(int((self._count + n_ended).min()), self._windows[self._window].length)
 
@@ -284,14 +261,6 @@ class Run:
             warmup=warmup,
             seconds=self._seconds,
         )
-
-    @contextmanager
-    def _bar(self, progress: bool) -> Iterator[Any]:
-        from tqdm.auto import tqdm
-
-        total = sum(window.length for window in self._windows)
-        with tqdm(total=total, initial=self._n_made(), desc="mcmc", disable=not progress) as bar:
-            yield bar
 
     def _show(self, bar: Any) -> None:
         is_warmup = self._window < len(self._windows) - 1

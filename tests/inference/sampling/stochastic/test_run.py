@@ -11,6 +11,7 @@ import zsp
 from tests.inference.training.graphs import interpreted  # noqa: F401
 from tests.monte_carlo import assert_mean, assert_variance
 from zsp.inference.log_density import LogDensity
+from zsp.inference.sampling import base_run
 from zsp.inference.sampling.stochastic.control_variates import ControlVariates
 from zsp.inference.sampling.stochastic.density import BatchDensity, differentiate
 from zsp.inference.sampling.stochastic.minibatches import minibatches_of
@@ -185,9 +186,7 @@ def test_a_run_that_is_resumed_equals_one_that_was_not_stopped(name, data, compi
         return draws, predict
 
     whole, predicted = run()
-    from zsp.inference.sampling.stochastic import run as module
-
-    path, write, n_written = tmp_path / "run.pt", module.write_checkpoint, []
+    path, write, n_written = tmp_path / "run.pt", base_run.write_checkpoint, []
 
     def stop(*arguments):
         write(*arguments)
@@ -195,10 +194,10 @@ def test_a_run_that_is_resumed_equals_one_that_was_not_stopped(name, data, compi
         if len(n_written) == 2:
             raise Stop
 
-    monkeypatch.setattr(module, "write_checkpoint", stop)
+    monkeypatch.setattr(base_run, "write_checkpoint", stop)
     with pytest.raises(Stop):
         run(checkpoint=path, checkpoint_every=10)
-    monkeypatch.setattr(module, "write_checkpoint", write)
+    monkeypatch.setattr(base_run, "write_checkpoint", write)
     torch.manual_seed(99)  # the caller's random state has no part in it
     resumed, again = run(checkpoint=path, checkpoint_every=10, resume=True)
     assert_same(whole, resumed)

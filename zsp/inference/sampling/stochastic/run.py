@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,8 +15,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from zsp.execution import checked
 from zsp.inference.draws import Deferred, Draws
 from zsp.inference.log_density import LogDensity
+from zsp.inference.sampling.base_run import BaseRun, Plan, Saving
 from zsp.inference.sampling.beginning import find_beginning
-from zsp.inference.sampling.checkpoint import read_checkpoint, write_checkpoint
 from zsp.inference.sampling.stochastic.control_variates import ControlVariates
 from zsp.inference.sampling.stochastic.density import BatchDensity
 from zsp.inference.sampling.stochastic.kernel import StochasticGradientKernel
@@ -40,25 +38,16 @@ CHUNK = 2_000_000
 def sample_with_minibatches(
     meta_bn: LogJoint,
     observed: Mapping[str, Any] | Iterable[Any],
-    *,
     kernel: StochasticGradientKernel,
+    plan: Plan,
+    saving: Saving,
+    *,
     batch_size: int | None,
     predict: RunningPredictions | None,
     control_variates: Mapping[str, Any] | None,
-    n_samples: int,
-    n_warmup: int,
-    n_chains: int,
-    seed: int,
-    init: Mapping[str, Any] | None,
     latents: Iterable[str] | Mapping[str, Tensor] | None,
     supports: Mapping[str, Constraint] | None,
-    thin: int,
-    keep_warmup: bool,
-    checkpoint: str | os.PathLike[str] | None,
-    checkpoint_every: int,
-    resume: bool,
     progress: bool,
-    compile: bool | str,
 ) -> Draws:
     """What :func:`zsp.mcmc` does with a stochastic-gradient kernel; see there."""
     if predict is not None and not isinstance(predict, RunningPredictions):
@@ -66,22 +55,19 @@ def sample_with_minibatches(
             f"predict must be zsp.RunningPredictions(function), which keeps the averages, got {predict!r}."
         )
     with torch.random.fork_rng(_cuda_devices()):  # what a DataLoader draws is drawn from torch's default generator
-        of_data = torch.Generator().manual_seed(seed)
+        of_data = torch.Generator().manual_seed(plan.seed)
         torch.manual_seed(int(torch.randint(2**62, (), generator=of_data)))
         minibatches = minibatches_of(observed, batch_size, of_data)
         example = minibatches.example or observed
         assert isinstance(example, Mapping)
-        log_density = LogDensity(meta_bn, example, latents=latents, supports=supports).prepare(n_chains)
+        log_density = LogDensity(meta_bn, example, latents=latents, supports=supports).prepare(plan.n_chains)
         n_data = require_scale(log_density, minibatches.example, observed) if minibatches.example else None
         control = None
         if control_variates is not None:
             center = log_density.unconstrain(control_variates)
             control = ControlVariates.of_parts(_parts(log_density, observed, batch_size, n_data), center[None])
-        run = StochasticRun(
-            log_density, kernel, minibatches, predict, n_samples, n_warmup, n_chains, seed, init, thin, keep_warmup,
-            compile, control,
-        )  # fmt: skip
-        run.sample(checkpoint, checkpoint_every, resume, progress)
+        run = StochasticRun(log_density, kernel, minibatches, plan, predict, control)
+        run.sample(saving, progress)
     draws = run.draws(observed)
     run.warn(draws)
     return draws
@@ -138,53 +124,43 @@ class _Store:
         self.n_kept, self.position, self.info = state["n_kept"], state["position"], state["info"]
 
 
-class StochasticRun:
-    """One run: what a checkpoint holds, and how it goes on."""
+class StochasticRun(BaseRun):
+    """One run of a kernel that takes a mini-batch in every step."""
 
     def __init__(
         self,
         log_density: LogDensity,
         kernel: StochasticGradientKernel,
         minibatches: Minibatches,
-        predict: RunningPredictions | None,
-        n_samples: int,
-        n_warmup: int,
-        n_chains: int,
-        seed: int,
-        init: Mapping[str, Any] | None,
-        thin: int,
-        keep_warmup: bool,
-        compile: bool | str,
+        plan: Plan,
+        predict: RunningPredictions | None = None,
         control: ControlVariates | None = None,
     ) -> None:
         self._log_density = log_density
         self._kernel = kernel
         self._minibatches = minibatches
+        self._plan = plan
         self._predict = predict
-        self._n_samples, self._n_warmup, self._thin = n_samples, n_warmup, thin
-        self._generator = torch.Generator(log_density.device).manual_seed(seed)
-        self._seed = seed
+        self._generator = torch.Generator(log_density.device).manual_seed(plan.seed)
         self._devices = _cuda_devices()
         self._control = control
         density = BatchDensity(self._evaluate)
         first = density.traced_at(dict(minibatches.example))
-        self._position = find_beginning(log_density, first, n_chains, init, self._generator)
+        self._position = find_beginning(log_density, first, plan.n_chains, plan.init, self._generator)
         self._n_total = self._find_n_total()
-        is_compiled = self._n_total >= COMPILED_FROM if compile == "auto" else bool(compile)
+        is_compiled = plan.is_compiled(self._n_total, COMPILED_FROM)
         self._runner = StochasticRunner(kernel, density, minibatches, self._generator, is_compiled)
         self._identity = {
-            "kernel": re.sub(r" at 0x[0-9a-f]+", "", repr(kernel)), "n_samples": n_samples, "n_warmup": n_warmup,
-            "n_chains": n_chains, "seed": seed, "thin": thin, "keep_warmup": keep_warmup, "is_compiled": is_compiled,
+            **plan.identity(re.sub(r" at 0x[0-9a-f]+", "", repr(kernel)), log_density, is_compiled),
             "predicts": predict is not None, "control variates": control is not None,
             "mini-batch": {name: list(value.shape) for name, value in minibatches.example.items()},
-            "latents": {name: list(shape) for name, shape in log_density.shapes.items()},
         }  # fmt: skip
         self._first_log_density = first(self._position)[0]
         self._state = kernel.begin(self._position, self._generator)
         self.n_steps = 0
         self._n_eligible = 0  # steps after the burn-in that the schedule lets make draws
-        self._draws = _Store(1 if predict is not None else n_samples, self._position)
-        self._warmup = _Store(n_warmup, self._position) if keep_warmup and n_warmup else None
+        self._draws = _Store(1 if predict is not None else plan.n_samples, self._position)
+        self._warmup = _Store(plan.n_warmup, self._position) if plan.keep_warmup and plan.n_warmup else None
         if predict is not None:
             predict.clear()
 
@@ -195,14 +171,14 @@ class StochasticRun:
 
     def _find_n_total(self) -> int:
         """Steps until all draws are made."""
-        n_wanted = self._n_samples * self._thin
+        n_wanted = self._plan.n_samples * self._plan.thin
         if self._kernel.schedule is None:
-            return self._n_warmup + n_wanted
-        n_found, step = 0, self._n_warmup
+            return self._plan.n_warmup + n_wanted
+        n_found, step = 0, self._plan.n_warmup
         while n_found < n_wanted:
             n_found += self._kernel.stage(step).is_kept
             step += 1
-            if not n_found and step - self._n_warmup > 10_000_000:
+            if not n_found and step - self._plan.n_warmup > 10_000_000:
                 raise ValueError(
                     "the schedule lets none of ten million steps make a draw: its Stage must have is_kept=True in some."
                 )
@@ -210,24 +186,15 @@ class StochasticRun:
 
     # -- going on -----------------------------------------------------------------------------------------------------
 
-    def sample(
-        self, checkpoint: str | os.PathLike[str] | None, checkpoint_every: int, resume: bool, progress: bool
-    ) -> None:
-        """Go on to the end."""
-        if checkpoint is not None and resume and os.path.exists(checkpoint):
-            self._load(read_checkpoint(checkpoint, self._identity, self._first_log_density))
-        written = self.n_steps
-        with self._bar(progress) as bar:
-            try:
-                while self.n_steps < self._n_total:
-                    self.advance()
-                    self._show(bar)
-                    bar.update(self.n_steps - bar.n)
-                    if checkpoint is not None and self.n_steps - written >= checkpoint_every:
-                        written = self.n_steps
-                        write_checkpoint(checkpoint, self._content())
-            except KeyboardInterrupt:
-                self._interrupt()
+    @property
+    def n_made(self) -> int:
+        """Steps."""
+        return self.n_steps
+
+    def _go_on(self, bar: Any) -> None:
+        self.advance()
+        self._show(bar)
+        bar.update(self.n_steps - bar.n)
 
     def advance(self) -> None:
         """A block of steps, and what is kept of them."""
@@ -243,19 +210,19 @@ class StochasticRun:
 
     def _take(self, step: int, block: Block, i: int) -> None:
         """Keep what the i-th step of a block made, if it is one to keep."""
-        if step < self._n_warmup:
+        if step < self._plan.n_warmup:
             if self._warmup is not None:
                 self._warmup.add(block.positions[i], self._report(block.info, i, step))
             return
         if self._kernel.schedule is not None and not self._kernel.stage(step).is_kept:
             return
         self._n_eligible += 1
-        if self._n_eligible % self._thin == 0:
+        if self._n_eligible % self._plan.thin == 0:
             position = block.positions[i]
             self._draws.add(position, self._report(block.info, i, step))
             if self._predict is not None:
                 with torch.random.fork_rng(self._devices):  # mini-batches go on as if nothing had been drawn
-                    torch.manual_seed(self._seed + 1 + step)
+                    torch.manual_seed(self._plan.seed + 1 + step)
                     self._predict.add(self._log_density.constrain(position))
 
     def _report(self, info: Any, i: int, step: int) -> dict[str, Tensor]:
@@ -355,16 +322,10 @@ class StochasticRun:
         if problems := self._kernel.problems(dict(draws.info)):
             warnings.warn("\n".join(problems), UserWarning, stacklevel=4)
 
-    @contextmanager
-    def _bar(self, progress: bool) -> Iterator[Any]:
-        from tqdm.auto import tqdm
-
-        with tqdm(total=self._n_total, initial=self.n_steps, desc="mcmc", disable=not progress) as bar:
-            yield bar
-
     def _show(self, bar: Any) -> None:
         rate = self._kernel.learning_rate * self._kernel.stage(max(self.n_steps - 1, 0)).factor
-        bar.set_description_str("mcmc, burn-in" if self.n_steps < self._n_warmup else "mcmc, sampling", refresh=False)
+        is_burn_in = self.n_steps < self._plan.n_warmup
+        bar.set_description_str("mcmc, burn-in" if is_burn_in else "mcmc, sampling", refresh=False)
         bar.set_postfix({"learning rate": f"{rate:.3g}"}, refresh=False)
 
 
