@@ -84,7 +84,9 @@ def test_all_parts_end_with_the_first_that_ends():
     noise = torch.randint(1, 3, (20, 6)).double()
     tuning = Tuning(Diagonal(torch.ones(1)), torch.tensor(0.8), torch.tensor(0.0))
     expected, expected_rows, n_steps = together(counting)(state, noise, tuning)
-    found, rows, n_made = SideBySide(counting, Parts(3, {}))(state, noise, tuning)
+    side_by_side = SideBySide(counting, Parts(3, {}))
+    found, rows, n_made = side_by_side(state, noise, tuning)
+    side_by_side.close()
     assert n_made == n_steps < 6
     assert torch.equal(found.number, expected.number)
     order, expected_order = (torch.argsort(made.chain, stable=True) for made in (rows, expected_rows))
@@ -100,8 +102,10 @@ def test_an_error_in_a_thread_is_raised():
         raise ValueError(f"of {len(state.number)} chains")
 
     tuning = Tuning(Diagonal(torch.ones(1)), torch.tensor(0.8), torch.tensor(0.0))
+    side_by_side = SideBySide(failing, Parts(2, {}))
     with pytest.raises(ValueError, match="^of 2 chains$"):
-        SideBySide(failing, Parts(2, {}))(Count(torch.zeros(4), torch.zeros(4)), torch.ones(3, 4), tuning)
+        side_by_side(Count(torch.zeros(4), torch.zeros(4)), torch.ones(3, 4), tuning)
+    side_by_side.close()
 
 
 @zsp.meta_bayesian_net()
@@ -140,6 +144,7 @@ def test_a_run_on_two_threads_is_that_on_one(kernel, two_threads, monkeypatch):
     apart, again = run(), run()
     assert threads >= {("zsp-chains_0", 1), ("zsp-chains_1", 1)} and {n for _, n in threads} == {1}
     assert torch.get_num_threads() == 2
+    assert not any(thread.name.startswith("zsp-chains") for thread in threading.enumerate())
     torch.testing.assert_close(apart["weights"], together["weights"], rtol=1e-8, atol=1e-8)
     assert torch.equal(apart["weights"], again["weights"])
     assert torch.equal(apart.info["n_leapfrogs"], together.info["n_leapfrogs"])

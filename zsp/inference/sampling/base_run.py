@@ -76,6 +76,10 @@ class BaseRun(ABC):
     def _load(self, content: dict[str, Any]) -> None:
         """Go back to a checkpoint."""
 
+    @abstractmethod
+    def _close(self) -> None:
+        """End what runs beside it."""
+
     def sample(self, saving: Saving, progress: bool) -> None:
         """Go on to the end."""
         path = saving.checkpoint
@@ -91,6 +95,8 @@ class BaseRun(ABC):
                         write_checkpoint(path, self._content())
             except KeyboardInterrupt:
                 self._interrupt()
+            finally:
+                self._close()
 
     @contextmanager
     def _bar(self, progress: bool) -> Iterator[Any]:

@@ -88,6 +88,9 @@ class Run(BaseRun):
 
     # -- going on ---------------------------------------------------------------------------------------------------
 
+    def _close(self) -> None:
+        self._runner.close()
+
     def _go_on(self, bar: Any) -> None:
         """A block of steps, and how long it took, without what was compiled for it."""
         part = "warmup" if self._window < len(self._windows) - 1 else "sampling"
@@ -115,10 +118,10 @@ class Run(BaseRun):
         n_ended = torch.zeros_like(self._count)
         try:
             with torch.no_grad():
-                parts = self._runner.block(self._state, like, tuning, n_steps, n_trajectories)
-                for state, rows, n_part in parts:
+                pieces = self._runner.block(self._state, like, tuning, n_steps, n_trajectories)
+                for state, rows, n_in_piece in pieces:
                     self._state = state
-                    self._n_steps += n_part
+                    self._n_steps += n_in_piece
                     if rows is not None:
                         made.append(rows._replace(number=rows.number + n_ended[rows.chain]))
                         n_ended = n_ended + rows.chain.bincount(minlength=self._n_chains)
@@ -126,7 +129,7 @@ class Run(BaseRun):
                     bar.update(self._n_made(n_ended) - bar.n)
         finally:  # also what was made when it is interrupted
             if made:
-                all_rows = made[0] if len(made) == 1 else tree_map(lambda *parts: torch.cat(parts), *made)
+                all_rows = made[0] if len(made) == 1 else tree_map(lambda *pieces: torch.cat(pieces), *made)
                 self._take(all_rows, n_ended, window, is_warmup)
         self._show(bar)
         if int(self._count.min()) >= window.length:

@@ -35,7 +35,7 @@ FOR_SIDE_BY_SIDE = 2**21
 nothing."""
 
 LONGEST_CALL = 0.5
-"""Seconds of a part of a block, about, unless a single step takes longer."""
+"""Seconds of a piece of a block, about, unless a single step takes longer."""
 
 
 def choose_block(n_left: int, n_made: int, most_made: int, n_steps: int, most_steps: int) -> tuple[int, int]:
@@ -85,7 +85,7 @@ class Runner:
     def block(
         self, state: Any, position: Tensor, tuning: Tuning, n_steps: int, n_trajectories: int
     ) -> Iterator[tuple[Any, Rows | None, int]]:
-        """A block of steps, in parts that take less than a second; to be gone through without gradients.
+        """A block of steps, in pieces that take less than a second; to be gone through without gradients.
 
         Args:
             state: the kernel's.
@@ -96,7 +96,7 @@ class Runner:
                 has begun so many. On a GPU, which would have to wait for that to be known, as many as there are steps.
 
         Yields:
-            After each part the new state; the transitions that ended in it, None if none did; and the number of its
+            After each piece the new state; the transitions that ended in it, None if none did; and the number of its
             steps.
         """
         noise = self._kernel.draw_noise(n_steps, position, self._generator)
@@ -108,13 +108,19 @@ class Runner:
             tuning = tuning._replace(momenta=momenta)
         block = self._block(state, noise, tuning, position) if self.is_compiled else None
         if block is not None:
-            return self._compiled_parts(block, state, noise, tuning)
+            return self._compiled_pieces(block, state, noise, tuning)
         if not self._is_traced:
             self._is_traced = True
             self._density.trace(position)
-        return self._eager_parts(state, noise, tuning)
+        return self._eager_pieces(state, noise, tuning)
 
-    def _eager_parts(self, state: Any, noise: Any, tuning: Tuning) -> Iterator[tuple[Any, Rows | None, int]]:
+    def close(self) -> None:
+        """End what runs beside this; there are no blocks any more."""
+        for block in self._blocks.values():
+            if isinstance(block, SideBySide):
+                block.close()
+
+    def _eager_pieces(self, state: Any, noise: Any, tuning: Tuning) -> Iterator[tuple[Any, Rows | None, int]]:
         leaves, structure = tree_flatten(noise)
         on_cpu = leaves[0].device.type == "cpu"
         if on_cpu:
@@ -123,12 +129,12 @@ class Runner:
         steps = [tree_unflatten(step, structure) for step in zip(*leaves, strict=True)]
         n_left = len(steps)
         while n_left:
-            state, rows, n_made = self._eager_part(state, steps[-n_left:], tuning)
+            state, rows, n_made = self._eager_piece(state, steps[-n_left:], tuning)
             n_left = n_left - n_made if _may_go_on(state, tuning) else 0
-            ended = tree_map(lambda *parts: stack(parts), *rows).rows() if rows else None
+            ended = tree_map(lambda *leaves: stack(leaves), *rows).rows() if rows else None
             yield to_torch(tree_map(numpy.asarray, state)) if on_cpu else state, ended, n_made
 
-    def _eager_part(self, state: Any, steps: list[Any], tuning: Tuning) -> tuple[Any, list[Transitions], int]:
+    def _eager_piece(self, state: Any, steps: list[Any], tuning: Tuning) -> tuple[Any, list[Transitions], int]:
         """Some of the steps: the state, what ended, and how many they are."""
         rows = []
         n_made = 0
@@ -197,7 +203,7 @@ class Runner:
         self._density(position[: len(position) // n_parts])  # finds out how the model runs over so many chains
         return n_parts
 
-    def _compiled_parts(
+    def _compiled_pieces(
         self, block: Block, state: Any, noise: Any, tuning: Tuning
     ) -> Iterator[tuple[Any, Rows, int]]:
         """A call each: an interrupt waits for its end."""
@@ -205,8 +211,8 @@ class Runner:
         n_steps, is_over = 0, False
         while not is_over:
             start = time.monotonic()
-            part = [leaf[n_steps : n_steps + self._steps_per_call] for leaf in leaves]
-            state, rows, n_made = block(state, tree_unflatten(part, structure), tuning)
+            piece = [leaf[n_steps : n_steps + self._steps_per_call] for leaf in leaves]
+            state, rows, n_made = block(state, tree_unflatten(piece, structure), tuning)
             n_steps += n_made
             is_over = n_steps == len(leaves[0]) or not _may_go_on(state, tuning)
             seconds = time.monotonic() - start

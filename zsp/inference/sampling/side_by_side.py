@@ -111,6 +111,10 @@ class SideBySide:
         self._parts = parts
         self._threads = _start_threads(parts.number)
 
+    def close(self) -> None:
+        """End the threads; there are no calls any more."""
+        self._threads.shutdown()
+
     def __call__(self, state: Any, noise: Any, tuning: Tuning) -> tuple[Any, Rows, int]:
         """As one loop would, it ends where the first part ends: the others end there, too."""
         parts = self._parts

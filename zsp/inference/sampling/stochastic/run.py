@@ -196,6 +196,9 @@ class StochasticRun(BaseRun):
         self._show(bar)
         bar.update(self.n_steps - bar.n)
 
+    def _close(self) -> None:
+        """Nothing runs beside it."""
+
     def advance(self) -> None:
         """A block of steps, and what is kept of them."""
         n_steps = min(self._runner.block_length(self.n_steps, self._position), self._n_total - self.n_steps)
