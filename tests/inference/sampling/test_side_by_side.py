@@ -55,9 +55,9 @@ def test_parts_that_advance_apart_are_the_chains_that_advance_together(kernel, n
             state, _ = kernel.advance(density, state, tree_map(lambda leaf, i=i: leaf[i], noise), tuning)
         return state
 
-    together = advance(state, noise, tuning)
+    whole = advance(state, noise, tuning)
     joined = parts.join_states([advance(*part) for part in apart])
-    for a, b in zip(tree_leaves(joined), tree_leaves(together), strict=True):
+    for a, b in zip(tree_leaves(joined), tree_leaves(whole), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     for a, b in zip(tree_leaves(parts.join_states(parts.of_state(state))), tree_leaves(state), strict=True):
         assert torch.equal(a, b)
@@ -138,13 +138,13 @@ def test_a_run_on_two_threads_is_that_on_one(kernel, two_threads, monkeypatch):
         side_by_side(self, call, parts)
 
     monkeypatch.setattr(SideBySide, "__init__", watched)
-    together = run()
+    whole = run()
     assert not threads
     monkeypatch.setattr(runner, "FOR_SIDE_BY_SIDE", 0)
     apart, again = run(), run()
     assert threads >= {("zsp-chains_0", 1), ("zsp-chains_1", 1)} and {n for _, n in threads} == {1}
     assert torch.get_num_threads() == 2
     assert not any(thread.name.startswith("zsp-chains") for thread in threading.enumerate())
-    torch.testing.assert_close(apart["weights"], together["weights"], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(apart["weights"], whole["weights"], rtol=1e-8, atol=1e-8)
     assert torch.equal(apart["weights"], again["weights"])
-    assert torch.equal(apart.info["n_leapfrogs"], together.info["n_leapfrogs"])
+    assert torch.equal(apart.info["n_leapfrogs"], whole.info["n_leapfrogs"])

@@ -88,8 +88,13 @@ class CompiledLoop:
         self._structure = traced.structure
         given = [*leaves, *self._constants]
         examples = [*tree_flatten((state, inputs, fixed))[0], *self._constants]
-        if any(_overlap(examples[i], other) for i in traced.changed for j, other in enumerate(examples) if j != i):
-            raise CompileError("a tensor that the function changes shares memory with another one")
+        for i in traced.changed:
+            for j, other in enumerate(examples):
+                if j != i and _overlap(examples[i], other):
+                    raise CompileError(
+                        f"the function changes a tensor of shape {list(examples[i].shape)} in place, which shares "
+                        f"memory with another one that it uses, of shape {list(other.shape)}: make one of them a copy"
+                    )
         self._n_state, self._changed = n_state, traced.changed
         self._carried = _carry(traced.graph, n_state, self._changed)
         moved = {*self._carried, *self._changed}

@@ -2,8 +2,8 @@
 
 Inductor's code of a loop makes every tensor of a step anew, and a handle for each argument, and asks each handle for
 its data at every use, which takes longer than the arithmetic of a small step. Here they are made before the loop, with
-their data's addresses: what a step makes for itself is written over by the next one, and what it hands to the next one
-is kept twice, to be written in turn.
+their data's addresses. What a step makes for itself is written over by the next one. What it hands on is written over
+what it was handed, where nothing else reads that any more; the rest is kept twice, to be written in turn.
 """
 
 from __future__ import annotations

@@ -68,20 +68,25 @@ class SGDUpdate(Update):
     counts_steps = False
 
     def refusal(self, group: Group) -> str | None:
+        """Why a group is not updated here: torch's options for graphs and for differentiating through steps."""
         return "differentiable=True" if group["differentiable"] else None
 
     def variant(self, group: Group) -> Hashable:
+        """Which of decay, momentum and sign the update has."""
         return tuple(bool(group[name]) for name in ("weight_decay", "momentum", "nesterov", "maximize"))
 
     def state_names(self, group: Group) -> tuple[str, ...]:
+        """Of the momentum's buffer, if there is one."""
         return ("momentum_buffer",) if group["momentum"] != 0 else ()
 
     def coefficients(self, group: Group, step: float) -> tuple[float, ...]:
+        """Minus the learning rate, momentum, 1 - dampening, weight decay."""
         return -float(group["lr"]), group["momentum"], 1 - group["dampening"], group["weight_decay"]
 
     def new_state(
         self, group: Group, parameter: Tensor, gradient: Tensor, state: tuple[Tensor, ...], given: tuple[Number, ...]
     ) -> tuple[Tensor, ...]:
+        """The buffer b' = momentum b + (1 - dampening) g."""
         if group["momentum"] == 0:
             return ()
         _, momentum, of_gradient, _ = given
@@ -90,6 +95,7 @@ class SGDUpdate(Update):
     def new_parameter(
         self, group: Group, parameter: Tensor, gradient: Tensor, state: tuple[Tensor, ...], given: tuple[Number, ...]
     ) -> Tensor:
+        """p - lr b', or p - lr (g + momentum b') with Nesterov's momentum, or p - lr g without."""
         minus_lr, momentum, *_ = given
         direction = self._direction(group, parameter, gradient, given)
         if group["momentum"] != 0:
@@ -110,16 +116,20 @@ class AdamUpdate(Update):
     counts_steps = True
 
     def refusal(self, group: Group) -> str | None:
+        """Why a group is not updated here: torch's options for graphs and for differentiating through steps."""
         return next((f"{name}=True" for name in ("capturable", "differentiable") if group[name]), None)
 
     def variant(self, group: Group) -> Hashable:
+        """Which decay it has, which sign, and whether the largest average is kept."""
         names = ("weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
         return tuple(bool(group[name]) for name in names)
 
     def state_names(self, group: Group) -> tuple[str, ...]:
+        """Of the averages of the gradient and of its square."""
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
     def coefficients(self, group: Group, step: float) -> tuple[float, ...]:
+        """Decay, 1 - beta1, beta2, 1 - beta2, the root of the second correction, eps, minus the corrected rate."""
         lr, (beta1, beta2), decay = group["lr"], map(float, group["betas"]), float(group["weight_decay"])
         return (
             float(1 - lr * decay) if group["decoupled_weight_decay"] else decay,
@@ -134,6 +144,7 @@ class AdamUpdate(Update):
     def new_state(
         self, group: Group, parameter: Tensor, gradient: Tensor, state: tuple[Tensor, ...], given: tuple[Number, ...]
     ) -> tuple[Tensor, ...]:
+        """m' = beta1 m + (1 - beta1) g, v' = beta2 v + (1 - beta2) g**2, and the largest v' so far (amsgrad)."""
         decay, of_gradient, beta2, of_square, *_ = given
         mean, square, *largest = state
         if group["maximize"]:
@@ -147,6 +158,7 @@ class AdamUpdate(Update):
     def new_parameter(
         self, group: Group, parameter: Tensor, gradient: Tensor, state: tuple[Tensor, ...], given: tuple[Number, ...]
     ) -> Tensor:
+        """p - lr / (1 - beta1**t) m' / (sqrt(v' / (1 - beta2**t)) + eps)."""
         decay, _, _, _, root_of_correction, eps, minus_step_size = given
         mean, *squares = state
         if group["weight_decay"] != 0 and group["decoupled_weight_decay"]:
