@@ -23,16 +23,14 @@ def hmc(
 ) -> Callable[[], float]:
     """A function that makes the products of so many transitions, and says what those of one of them took."""
     x = tensors(problem)["x"]
-    width = -(-x.shape[1] // 16) * 16  # as zsp does: the second product is faster with whole vectors of columns
-    padded = torch.nn.functional.pad(x, (0, width - x.shape[1]))
     position = torch.randn(n_chains, x.shape[1])
-    logits, gradient = torch.empty(n_chains, len(x)), torch.empty(n_chains, width)
+    logits, gradient = torch.empty(n_chains, len(x)), torch.empty(x.shape[1], n_chains)
 
     def run() -> float:
         start = clock()
         for _ in range(n_transitions * n_leapfrogs):
             torch.mm(position, x.T, out=logits)
-            torch.mm(logits, padded, out=gradient)
+            torch.mm(x.T, logits.T, out=gradient)  # with the chains last it is the fastest
         return (clock() - start) / n_transitions
 
     return run

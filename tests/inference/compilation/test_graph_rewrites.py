@@ -45,7 +45,8 @@ def test_a_logistic_likelihood_takes_one_logarithm_for_a_group(dtype, shape):
     [
         pytest.param(lambda x: F.softplus(x).sum(-1), id="softplus, a branch for large numbers"),
         pytest.param(lambda x: torch.log1p(torch.exp(x)).sum(-1), id="may overflow"),
-        pytest.param(lambda x: torch.log1p(torch.exp(-x.abs())).sum(0), id="not over the last axis"),
+        pytest.param(lambda x: torch.log1p(torch.exp(-x.view(4, 16, 8).abs())).sum(1), id="over an axis between"),
+        pytest.param(lambda x: torch.log1p(torch.exp(-x[:, :8].abs())).sum(0), id="groups narrower than vectors"),
         pytest.param(lambda x: torch.log1p(torch.exp(-x[:, :17].abs())).sum(-1), id="a prime number of terms"),
         pytest.param(lambda x: (x[:, :1] - torch.log1p(torch.exp(-x.abs())) * 2).sum(-1), id="scaled"),
     ],
@@ -56,6 +57,19 @@ def test_what_does_not_have_that_form_is_left(function):
     before = targets(traced.graph)
     graph_rewrites.group_logarithms(traced.graph)
     assert targets(traced.graph) == before
+
+
+def test_terms_of_the_first_axis_lie_in_groups_one_behind_the_other():
+    x = 30 * torch.randn(100, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def function(x):
+        return (x - torch.log1p(torch.exp(-x.abs()))).sum(0)
+
+    traced = trace(function, x)
+    graph_rewrites.group_logarithms(traced.graph)
+    (logarithm,) = [node for node in traced.graph.graph.nodes if node.target is aten.log.default]
+    assert logarithm.meta["val"].shape == (2, 16)
+    torch.testing.assert_close(traced.graph(x)[0], function(x), rtol=1e-13, atol=1e-12)
 
 
 def test_logarithms_that_are_used_twice_are_kept():
@@ -200,6 +214,23 @@ def test_the_same_function_always_gives_the_same_graph():
     (code, constants), (again, constants_again) = graph(), graph()
     assert code == again
     assert torch.equal(constants, constants_again)
+
+
+def test_what_is_the_same_is_kept_once():
+    """A matrix transposed twice, and again; but not what differs in a sign of zero alone."""
+    matrix, zero = torch.randn(3, 5, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+
+    def function(x):
+        first = (x @ matrix.T).exp() @ matrix.T.T
+        return (first @ matrix.T).exp() @ matrix.T.T, x[:, :3] / zero, x[:, :3] / -zero
+
+    x = torch.ones(2, 5, dtype=torch.float64)
+    traced = trace(function, x)
+    constants = graph_rewrites.fold_fixed_constants(traced.graph, traced.constants)
+    used = {node for node in traced.graph.graph.nodes if node.op == "placeholder" and node.users}
+    assert sorted(tuple(node.meta["val"].shape) for node in used) == [(2, 5), (3,), (3,), (3, 5), (5, 3)]
+    for found, expected in zip(traced.graph(x, *constants), function(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
 
 
 def test_an_expanded_constant_is_not_written_out():

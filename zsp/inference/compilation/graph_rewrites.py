@@ -8,11 +8,13 @@ A compiler neither changes rounding nor knows what stays the same:
 - :func:`widen_products`: a tall product of matrices becomes the transposed of a wide one.
 - :func:`sum_thin_products`: a product of a few rows with a constant becomes a sum, to be fused with what is around it.
 - :func:`fold_constants`, :func:`fold_fixed_constants`: what is the same in every call is computed once.
+
+:mod:`~zsp.inference.compilation.rows_last` has one more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,14 +24,17 @@ from torch.fx.node import map_arg
 
 __all__ = [
     "caller",
+    "fill_vectors",
     "fold_constants",
     "fold_fixed_constants",
     "group_logarithms",
     "lift_constants",
     "mutates",
+    "products_with_constants",
     "share_exponentials",
     "sum_thin_products",
     "widen_products",
+    "written",
 ]
 
 aten = torch.ops.aten
@@ -44,6 +49,7 @@ LINE = 64  # bytes of a line of the cache
 MIN_SHARED = 8_192  # fewer exponentials are computed twice in the time in which they are written
 
 COLUMNS = 16  # a multiple of the numbers in a vector of the processor
+MOST_COLUMNS = 256  # of which a few rows lie in the first cache
 
 MAX_CONSTANT = 16_777_216  # numbers in a matrix that is kept once more
 
@@ -62,20 +68,19 @@ def caller(graph: Graph) -> Callable[..., Node]:
 def group_logarithms(graph: GraphModule) -> None:
     r"""Sum logarithms as logarithms of products, :math:`\sum_i \log(1 + u_i) = \log \prod_i (1 + u_i)`.
 
-    This is done where :math:`u_i = e^{-|x_i|}` and the sum includes the last axis, of a size that can be divided. The
-    absolute error of such a sum grows from that of adding its terms by a rounding of each factor; a term below the
-    rounding of 1 is lost.
+    This is done where :math:`u_i = e^{-|x_i|}` and the sum includes the last or the first axis, of a size that can be
+    divided. The absolute error of such a sum grows from that of adding its terms by a rounding of each factor; a term
+    below the rounding of 1 is lost.
     """
     for total in list(graph.graph.nodes):
         if total.target is not aten.sum.dim_IntList or total.kwargs:
             continue
         summand, axes, *keepdim = total.args
         value = summand.meta["val"]
-        n = value.shape[-1] if value.ndim else 1
-        group = _group_size(n)
-        if not group or value.ndim - 1 not in [axis % value.ndim for axis in axes] or len(summand.users) > 1:
+        if value.dtype not in (torch.float32, torch.float64) or value.ndim == 0 or len(summand.users) > 1:
             continue
-        if value.dtype not in (torch.float32, torch.float64):
+        groups, axis = _groups(value.shape, [axis % value.ndim for axis in axes])
+        if not groups:
             continue
         terms = list(_terms(summand, 1))
         logarithms = [(sign, term) for sign, term in terms if _is_log1p_of_exp_of_minus_abs(term, value.shape)]
@@ -89,8 +94,8 @@ def group_logarithms(graph: GraphModule) -> None:
                 parts.append((1, call(aten.sum.dim_IntList, _combine(others, call), axes, *keepdim)))
             for sign, logarithm in logarithms:
                 factors = call(aten.add.Tensor, logarithm.args[0], 1)
-                groups = call(aten.view.default, factors, [*value.shape[:-1], group, n // group])
-                logs = call(aten.log.default, call(aten.prod.dim_int, groups, -2))
+                products = call(aten.prod.dim_int, call(aten.view.default, factors, groups), axis)
+                logs = call(aten.log.default, products)
                 parts.append((sign, call(aten.sum.dim_IntList, logs, axes, *keepdim)))
             result = _combine(parts, call)
         total.replace_all_uses_with(result)
@@ -98,11 +103,23 @@ def group_logarithms(graph: GraphModule) -> None:
     graph.recompile()
 
 
-def _group_size(n: int) -> int:
-    """The largest size of groups that can be made of n terms; 0 if none is worth it."""
-    sizes = [size for size in range(MIN_GROUP, MAX_GROUP + 1) if n % size == 0 and n // size >= MIN_WIDTH]
-    wide = [size for size in sizes if n // size >= 2 * MIN_WIDTH]  # the last vector, which is not full, counts for less
-    return max(wide or sizes, default=0)
+def _groups(shape: Sequence[int], axes: Sequence[int]) -> tuple[list[int], int]:
+    """The shape in which terms of a sum over some axes lie in groups, and which axis is that of the terms of a group.
+
+    The products of groups fill vectors of the processor. None are made if none are worth it.
+    """
+    last = len(shape) - 1
+    n = shape[last if last in axes else 0]
+    sizes = [size for size in range(MIN_GROUP, MAX_GROUP + 1) if n % size == 0]
+    if last in axes:
+        sizes = [size for size in sizes if n // size >= MIN_WIDTH]
+        wide = [size for size in sizes if n // size >= 2 * MIN_WIDTH]  # the last vector, not full, counts for less
+        size = max(wide or sizes, default=0)
+        return ([*shape[:-1], size, n // size], last) if size else ([], 0)
+    size = max(sizes, default=0)
+    if size and 0 in axes and shape[last] >= MIN_WIDTH:
+        return [n // size, size, *shape[1:]], 1
+    return [], 0
 
 
 def _terms(node: Node, sign: int) -> Iterator[tuple[int, Node]]:
@@ -160,7 +177,7 @@ def share_exponentials(graph: GraphModule) -> None:
             continue
         call = caller(graph.graph)
         with graph.graph.inserting_before(min([sigmoid, *same], key=nodes.index)):
-            u = _written(call(aten.exp.default, call(aten.neg.default, call(aten.abs.default, x))), call)
+            u = written(call(aten.exp.default, call(aten.neg.default, call(aten.abs.default, x))), call)
         for node in same:
             node.replace_all_uses_with(u)
         with graph.graph.inserting_before(sigmoid):
@@ -171,7 +188,7 @@ def share_exponentials(graph: GraphModule) -> None:
     graph.recompile()
 
 
-def _written(node: Node, call: Callable[..., Node]) -> Node:
+def written(node: Node, call: Callable[..., Node]) -> Node:
     """The same tensor, in memory: a compiler would compute it anew wherever it is used."""
     value = node.meta["val"]
     if not value.is_contiguous():
@@ -180,23 +197,28 @@ def _written(node: Node, call: Callable[..., Node]) -> Node:
     return call(aten.as_strided.default, node, list(value.shape), list(node.meta["val"].stride()))
 
 
-def widen_products(graph: GraphModule) -> None:
-    """Make no product of matrices with more rows than columns, unless these fill the processor's vectors.
+def widen_products(graph: GraphModule, but: Collection[Node] = ()) -> None:
+    """Make no product of matrices, but some, with more rows than columns, unless these fill the processor's vectors.
 
     Libraries take their time over tall and thin ones. What goes in and what comes out is written as it is, so that what
     is around the product is not computed column by column.
     """
     for node in list(graph.graph.nodes):
-        if node.target is aten.mm.default:
+        if node.target is aten.mm.default and node not in but:
             rows, columns = node.meta["val"].shape
             if rows > columns > 1 and columns % COLUMNS:
                 call = caller(graph.graph)
                 with graph.graph.inserting_before(node):
-                    first, second = (call(aten.permute.default, _written(factor, call), [1, 0]) for factor in node.args)
-                    result = _written(call(aten.permute.default, call(aten.mm.default, second, first), [1, 0]), call)
+                    first, second = (call(aten.permute.default, written(factor, call), [1, 0]) for factor in node.args)
+                    result = written(call(aten.permute.default, call(aten.mm.default, second, first), [1, 0]), call)
                 node.replace_all_uses_with(result)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def fill_vectors(columns: int) -> bool:
+    """Whether few columns leave at most a quarter of the processor's vectors empty."""
+    return COLUMNS <= columns <= MOST_COLUMNS and -columns % COLUMNS <= columns // 3
 
 
 def sum_thin_products(graph: GraphModule, n_constants: int) -> None:
@@ -206,7 +228,7 @@ def sum_thin_products(graph: GraphModule, n_constants: int) -> None:
     beginning to its end, once for GROUP rows that are summed side by side. A library copies the matrix first, which
     takes longer than a product of so few rows.
     """
-    for node in _products_with_constants(graph, n_constants):
+    for node in products_with_constants(graph, n_constants):
         first, second = node.args
         value = node.meta["val"]
         (n_rows, n_terms), n_columns = first.meta["val"].shape, value.shape[1]
@@ -221,7 +243,7 @@ def sum_thin_products(graph: GraphModule, n_constants: int) -> None:
             blocks = call(aten.permute.default, call(aten.view.default, padded, [n_terms, -1, width]), [1, 0, 2])
             blocks = call(aten.clone.default, blocks, memory_format=torch.contiguous_format)
             blocks = call(aten.unsqueeze.default, blocks, 1)
-            rows, sums = call(aten.view.default, _written(first, call), [n_groups, group, n_terms]), []
+            rows, sums = call(aten.view.default, written(first, call), [n_groups, group, n_terms]), []
             for i in range(group):
                 row = call(aten.view.default, call(aten.select.int, rows, 1, i), [1, n_groups, n_terms, 1])
                 block_sums = call(aten.sum.dim_IntList, call(aten.mul.Tensor, row, blocks), [2])
@@ -233,7 +255,7 @@ def sum_thin_products(graph: GraphModule, n_constants: int) -> None:
     graph.recompile()
 
 
-def _products_with_constants(graph: GraphModule, n_constants: int) -> list[Any]:
+def products_with_constants(graph: GraphModule, n_constants: int) -> list[Any]:
     """The products whose second factor is one of the last inputs, or that transposed."""
     constants = _last_inputs(graph, n_constants)
     found = []
@@ -317,7 +339,8 @@ def fold_fixed_constants(graph: GraphModule, constants: Sequence[Tensor]) -> lis
     Returns:
         The constants of the new graph.
     """
-    computed: dict[Node, Tensor] = dict(zip(_last_inputs(graph, len(constants)), constants, strict=True))
+    given = dict(zip(_last_inputs(graph, len(constants)), constants, strict=True))
+    computed: dict[Node, Tensor] = dict(given)
     n_inputs = sum(node.op == "placeholder" for node in graph.graph.nodes)
     depends = dict.fromkeys(computed)  # in order, for code is found again by the text of its graph
     for node in _pure_operations(graph):
@@ -330,9 +353,26 @@ def fold_fixed_constants(graph: GraphModule, constants: Sequence[Tensor]) -> lis
         computed[node] = _evaluate(node, computed)
         if any(source in depends for source in inputs):
             depends[node] = None
-    made = {node: computed[node].contiguous() for node in depends if node.op != "placeholder"}
+    made: dict[Node, Tensor] = {}
+    kept: list[tuple[Tensor, Node]] = []
+    for node in depends:
+        value = computed[node].contiguous()
+        # a step transposes the same matrix in each of its gradients: once in memory, it stays in the caches
+        same, first = next((other for other in kept if _are_same(value, other[0])), (value, node))
+        if first is node:
+            kept.append((value, node))
+        if node.op != "placeholder" and first.op == "placeholder":
+            node.replace_all_uses_with(first)
+        elif node.op != "placeholder":
+            made[node] = same
     _replace(graph, made, computed)
     return [*constants, *lift_constants(graph, n_inputs)]
+
+
+def _are_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two contiguous tensors are alike, bit for bit."""
+    look_same = (first.shape, first.dtype, first.device) == (second.shape, second.dtype, second.device)
+    return look_same and torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))
 
 
 FEW = 1024  # elements of a tensor that is read as fast as computed

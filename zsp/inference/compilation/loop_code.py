@@ -21,8 +21,10 @@ import torch._inductor.codegen.common as registry
 from torch._inductor import ir
 from torch._inductor.codegen.cpp_utils import DTYPE_TO_CPP
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
-from torch._inductor.codegen.wrapper import EnterSubgraphLine, ExitSubgraphLine, WrapperLine
-from torch._inductor.utils import DeferredLineBase, IndentedBuffer
+from torch._inductor.codegen.wrapper import EnterSubgraphLine, ExitSubgraphLine, ExternKernelOutLine, WrapperLine
+from torch._inductor.utils import DeferredLineBase, IndentedBuffer, parallel_num_threads
+
+from zsp.inference.compilation import product_code
 
 __all__ = ["VERSION", "loops_without_allocations"]
 
@@ -91,6 +93,18 @@ class _Exchange(WrapperLine):
         self._wrapper.exchange(code, self._arguments, self._moved)
 
 
+class _Product(ExternKernelOutLine):
+    """A product with few columns."""
+
+    wrapper: _Wrapper
+
+    def codegen(self, code: IndentedBuffer) -> None:
+        if self.wrapper.declarations:
+            code.writeline(self.wrapper.product(self.node))
+        else:
+            super().codegen(code)
+
+
 class _Wrapper(CppWrapperCpu):
     """Writes a call as Inductor does, but for what is in a loop.
 
@@ -104,6 +118,7 @@ class _Wrapper(CppWrapperCpu):
     def __init__(self) -> None:
         super().__init__()
         self.declarations: list[list[str]] = []
+        self._defined: set[str] = set()
         self._kept: set[str] = set()
         self._in_place: set[str] = set()
         self._successors: dict[str, str] = {}
@@ -229,6 +244,27 @@ class _Wrapper(CppWrapperCpu):
             f"AOTI_TORCH_ERROR_CODE_CHECK({call});",
             f"KeptTensor {name}({name}_handle);",
         ]
+
+    # -- products -----------------------------------------------------------------------------------------------------
+
+    def generate_extern_kernel_out(self, node: ir.ExternKernelOut) -> None:
+        """The lines that have a library write its result where it is told."""
+        if parallel_num_threads() == 1 and product_code.Product.can_be(node):
+            self.writeline(_Product(self, node))
+        else:
+            super().generate_extern_kernel_out(node)
+
+    def product(self, node: ir.ExternKernelOut) -> str:
+        """The line that computes a product by code of our own."""
+        product = product_code.Product(node)
+        for name, code, declaration in (
+            ("few_columns", product_code.FUNCTION, ""),
+            (product.name, product.code, product.declaration),
+        ):
+            if name not in self._defined:
+                self._defined.add(name)
+                self._define_kernel_helper(name, code, cpp_definition=declaration)
+        return product.call
 
     # -- the tensors of its steps -------------------------------------------------------------------------------------
 

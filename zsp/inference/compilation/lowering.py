@@ -18,6 +18,7 @@ from zsp.inference.compilation.graph_rewrites import (
     sum_thin_products,
     widen_products,
 )
+from zsp.inference.compilation.rows_last import put_rows_last
 from zsp.inference.compilation.tracing import Trace
 
 __all__ = ["lower", "prepare"]
@@ -32,10 +33,12 @@ def prepare(traced: Trace, is_closure_fixed: bool) -> list[Tensor]:
     """
     constants = [constant.detach() for constant in traced.constants]
     with explained():
+        if is_closure_fixed:
+            with_rows_last = put_rows_last(traced.graph, len(constants))
         group_logarithms(traced.graph)
         if is_closure_fixed:
             share_exponentials(traced.graph)
-            widen_products(traced.graph)
+            widen_products(traced.graph, with_rows_last)
             sum_thin_products(traced.graph, len(constants))
             with torch.no_grad():
                 constants = fold_fixed_constants(traced.graph, constants)
@@ -70,10 +73,11 @@ def _lower(
     import torch._inductor.config as config
     from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.utils import parallel_num_threads
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    from zsp.inference.compilation import exponential_code, loop_code
+    from zsp.inference.compilation import exponential_code, loop_code, product_code
 
     # all shapes are static, but without an environment for those that are not Inductor keeps no graph in its cache
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
@@ -85,18 +89,17 @@ def _lower(
         for part in loop.args[:2]:
             _FakeTensors(getattr(graph, part.target), mode).propagate_dont_convert_inputs(*inputs)
     on_cpu = _are_on_cpu(examples)
+    versions = " ".join(part.VERSION for part in (loop_code, product_code, exponential_code))
     options = {
         "size_asserts": False,
         "alignment_asserts": False,
         "fallback_random": True,
         "cpp_wrapper": on_cpu,
-        "cpp.threads": 1 if on_one_thread else config.cpp.threads,
+        "cpp.threads": 1 if on_one_thread else parallel_num_threads(),  # code is written, and kept, for that number
         "cpp.vec_isa_ok": True,  # what the processor has the compiler knows: trying it out takes eight seconds
         "cpp_wrapper_build_separate": on_cpu,  # calls need less optimisation than kernels: half of the time to compile
         # the parts of a loop are in the key under which its code is kept; so is what writes that code
-        "unsafe_marked_cacheable_functions": {
-            "torch.ops.higher_order.while_loop": f"{loop_code.VERSION} {exponential_code.VERSION} {given_away}"
-        },
+        "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.while_loop": f"{versions} {given_away}"},
     }
     with (
         tracing(TracingContext(mode)),
