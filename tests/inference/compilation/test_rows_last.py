@@ -94,6 +94,21 @@ def test_other_products_are_left(n_rows, matrix):
     assert shapes(graph) == [(n_rows, matrix.shape[1])]
 
 
+def test_what_is_beside_the_product_is_computed_once():
+    """However often it is used."""
+
+    def function(w):
+        beside = Y.expand(len(w), 100) * w[:, :1]
+        for _ in range(40):
+            beside = beside * beside.sin()
+        return (w @ X.T * beside).sum(-1)
+
+    w = normal(32, 5)
+    graph, again = rewritten(function, w)
+    assert sum(node.op == "call_function" for node in graph.graph.nodes) < 100
+    torch.testing.assert_close(again(w)[0], function(w), rtol=1e-12, atol=1e-12)
+
+
 def test_a_constant_may_be_multiplied_with_itself():
     square, x = normal(2, 20, 20)
     _, again = rewritten(lambda x: x + square @ square, x)

@@ -55,6 +55,8 @@ class _Turning:
     def __init__(self, graph: Graph) -> None:
         self.turned: dict[Node, Node] = {}
         self._call: Callable[..., Node] = caller(graph)
+        self._lightness: dict[tuple[Node, int], bool] = {}
+        self._beside: dict[tuple[Node, int], Node] = {}
 
     def multiply(self, node: Node) -> None:
         """A product of rows with a matrix; the first one of wide ones begins."""
@@ -75,7 +77,7 @@ class _Turning:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or not any(source in self.turned for source in node.all_input_nodes):
             return
-        if torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        if _is_pointwise(node):
             if value.ndim > 1 and all(self._is_like(source, value.ndim) for source in node.all_input_nodes):
                 arguments, options = map_arg((node.args, node.kwargs), lambda source: self._aligned(source, value.ndim))
                 self.turned[node] = self._call(node.target, *arguments, **options)
@@ -114,22 +116,37 @@ class _Turning:
             node.replace_all_uses_with(before)
 
     def _is_like(self, node: Node, ndim: int) -> bool:
-        """Whether what the node is can be had with its rows last, for what has so many axes, and without moving many
-        numbers."""
-        if node in self.turned:
-            return node.meta["val"].ndim == ndim
-        return _is_light(node, ndim)
+        """Whether a value can be had with its rows last, for what has so many axes, without moving many numbers."""
+        return node.meta["val"].ndim == ndim if node in self.turned else self._is_light(node, ndim)
+
+    def _is_light(self, node: Node, ndim: int) -> bool:
+        """Whether a value has no more numbers than rows, or only repeats such ones, or is a function of such ones."""
+        if (node, ndim) not in self._lightness:
+            value = node.meta["val"]
+            if value.ndim < ndim or value.shape[0] == 1 or value.numel() == value.shape[0]:
+                is_light = value.ndim <= ndim
+            else:
+                is_light = (_is_pointwise(node) or node.target is aten.expand.default) and all(
+                    self._is_light(source, ndim) for source in node.all_input_nodes
+                )
+            self._lightness[node, ndim] = is_light
+        return self._lightness[node, ndim]
 
     def _aligned(self, node: Node, ndim: int) -> Node:
-        """A node's value, to be broadcast with what has so many axes and is turned."""
+        """A value, to be broadcast with what has so many axes and is turned."""
         if node in self.turned:
             return self.turned[node]
+        if (node, ndim) not in self._beside:
+            self._beside[node, ndim] = self._align(node, ndim)
+        return self._beside[node, ndim]
+
+    def _align(self, node: Node, ndim: int) -> Node:
         value = node.meta["val"]
         if value.ndim == 0:
             return node
         if value.ndim == ndim and value.shape[0] > 1 and value.numel() > value.shape[0]:
             if node.target is aten.expand.default:
-                return self._aligned(node.args[0], ndim)  # type: ignore[arg-type]
+                return self._aligned(node.all_input_nodes[0], ndim)
             arguments, options = map_arg((node.args, node.kwargs), lambda source: self._aligned(source, ndim))
             return self._call(node.target, *arguments, **options)
         if value.ndim < ndim:
@@ -137,15 +154,8 @@ class _Turning:
         return self._call(aten.permute.default, node, [*range(1, ndim), 0])
 
 
-def _is_light(node: Node, ndim: int) -> bool:
-    """Whether a value has no more numbers than rows, or only repeats such ones, or is a function of such ones."""
-    value = node.meta["val"]
-    if value.ndim < ndim or value.shape[0] == 1 or value.numel() == value.shape[0]:
-        return bool(value.ndim <= ndim)
-    is_function = torch.Tag.pointwise in getattr(node.target, "tags", ())
-    return (is_function or node.target is aten.expand.default) and all(
-        _is_light(source, ndim) for source in node.all_input_nodes
-    )
+def _is_pointwise(node: Node) -> bool:
+    return torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 def _is_dense(node: Node) -> bool:
