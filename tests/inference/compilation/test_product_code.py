@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._inductor.config
 
 from tests.inference.compilation.calls import compiled
 from zsp.inference.compilation import product_code
@@ -11,7 +12,7 @@ UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 
 @pytest.fixture
 def written(monkeypatch):
-    """The functions that are written while a test runs."""
+    """The functions that are written while a test runs, which takes no calls from the disk."""
     names = []
 
     class Noting(product_code.Product):
@@ -20,7 +21,8 @@ def written(monkeypatch):
             names.append(self.name)
 
     monkeypatch.setattr(product_code, "Product", Noting)
-    return names
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        yield names
 
 
 def factors(rows, terms, columns, dtype, is_transposed):
