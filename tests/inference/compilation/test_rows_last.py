@@ -50,7 +50,7 @@ def test_both_products_of_a_gradient_have_the_rows_last(n_rows):
 
 
 def _per_row(w):
-    """Functions of rows, of numbers and of both; a mean, a view, an axis between, a comparison, a constant kept apart."""
+    """Functions of rows, of numbers and of both; a view, products over an axis between, a comparison, a sum over rows."""
     logits = w @ X.T
     scale = w.square().sum(-1, keepdim=True)
     grouped = (logits * scale + (1 - Y) * 2).view(len(w), 20, 5).prod(1)

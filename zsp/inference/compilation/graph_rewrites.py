@@ -9,7 +9,7 @@ A compiler neither changes rounding nor knows what stays the same:
 - :func:`sum_thin_products`: a product of a few rows with a constant becomes a sum, to be fused with what is around it.
 - :func:`fold_constants`, :func:`fold_fixed_constants`: what is the same in every call is computed once.
 
-:mod:`~zsp.inference.compilation.rows_last` has one more.
+:func:`~zsp.inference.compilation.rows_last.put_rows_last` lays out what is computed for many rows, such as chains.
 """
 
 from __future__ import annotations
@@ -339,8 +339,7 @@ def fold_fixed_constants(graph: GraphModule, constants: Sequence[Tensor]) -> lis
     Returns:
         The constants of the new graph.
     """
-    given = dict(zip(_last_inputs(graph, len(constants)), constants, strict=True))
-    computed: dict[Node, Tensor] = dict(given)
+    computed: dict[Node, Tensor] = dict(zip(_last_inputs(graph, len(constants)), constants, strict=True))
     n_inputs = sum(node.op == "placeholder" for node in graph.graph.nodes)
     depends = dict.fromkeys(computed)  # in order, for code is found again by the text of its graph
     for node in _pure_operations(graph):

@@ -123,10 +123,10 @@ class Product:
     """A product that is written here.
 
     Attributes:
-        name: of its function.
-        code: of that.
-        declaration: of that.
-        call: of that.
+        name: of its C++ function.
+        code: the function's.
+        declaration: the function's.
+        call: the line that calls it with the product's factors and result.
     """
 
     def __init__(self, node: ir.ExternKernelOut) -> None:

@@ -46,7 +46,7 @@ def put_rows_last(graph: GraphModule, n_constants: int) -> set[Node]:
 
 
 class _Turning:
-    """The nodes that are computed with their first axis as the last one.
+    """The nodes that are computed with their first axis, that of the rows, as the last one: they are turned.
 
     Attributes:
         turned: node -> what takes its place, with the axis of rows last.
@@ -163,7 +163,7 @@ def _is_dense(node: Node) -> bool:
 
 
 def _is_same(node: Node) -> bool:
-    """Whether strides are given as they are."""
+    """Whether ``as_strided`` gives a tensor the shape and the strides that it has."""
     source, shape, strides = node.args[:3]
     value = source.meta["val"]  # type: ignore[union-attr]
     return len(node.args) == 3 and (list(value.shape), list(value.stride())) == (list(shape), list(strides))  # type: ignore[arg-type]
